@@ -1,0 +1,136 @@
+"""BranchGRPO: paths branch at a few steps, rewards flow back through the tree, depths compare like with like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from bench.contract import Algorithm, Context, Info, Outcome
+from bench.loss import policy_gradient
+from bench.plan import Plan, branching
+from bench.prune import above_extremes, below_best_child, sliding
+from bench.select import Selection, trainable, trajectory
+from bench.tree import fuse, has_valid_leaf, normalize, path_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.batch import Batch
+
+SPLITS = {"dense": (0, 3, 6, 9), "mixed": (0, 4, 8, 12), "sparse": (0, 5, 10, 15)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branch(Algorithm):
+    """BranchGRPO with its published defaults for FLUX; pruning and the Mix hybrid by option."""
+
+    info: ClassVar[Info] = Info(
+        paper="BranchGRPO: Stable and Efficient GRPO with Structured Branching in Diffusion Models, arXiv 2509.06040",
+        reference="Fredreic1849/BranchGRPO@19fbb9f (does not import)",
+        deviations=(
+            "siblings' noise is eq. (2), correlation 1/(1+s^2), sampled as it is scored; the code samples 4 times the std it scores",
+            "path weights are eq. (3), softmax over a node's leaves of the path's log-prob (mean over dimensions); the code weighs siblings by one edge",
+            "Parent-Top1 keeps each parent's better child; the code keeps the first five steps below the last split",
+            "Extreme ranks leaves by raw reward within a tree; the code ranks edges of all trees of a process by advantage",
+            "depth and Mix windows slide towards the image; the code's slide back, or stand still",
+            "the last step is never trained: its noise cannot reach the image that is scored",
+            "optimiser steps are the suite's updates_per_iteration; the code takes one every 12 edges, 36 an iteration",
+        ),
+        owns=frozenset({"clip", "kernel", "eta"}),
+    )
+
+    splits: Literal["dense", "mixed", "sparse"] | tuple[int, ...] = "dense"
+    """Steps at which every path branches."""
+    factor: int = 2
+    """K, children at a split."""
+    s: float = 4.0
+    """Branch noise of eq. (2): siblings correlate by 1/(1+s^2); inf makes them independent."""
+    fusion: Literal["path", "uniform"] = "path"
+    beta: float = 1.0
+    """Of eq. (3): 0 is uniform, 1 weighs a leaf by its path's probability."""
+    credit_by: Literal["depth", "leaf"] = "depth"
+    """Eq. (4), fused rewards normalised per depth; or the mean of a node's leaves' group-normalised rewards."""
+    width: Literal["none", "parent-top1", "extreme"] = "none"
+    """Which chains below the last split are trained."""
+    depth: bool = False
+    """Whether a window of depths below the last split is left out of training."""
+    mix: bool = False
+    """Whether paths are stochastic only at splits and in a sliding window."""
+    window: int = 4
+    """Steps of the depth or Mix window."""
+    slide: int = 30
+    """Iterations after which that window moves one step on."""
+    kernel: str = "dance_sde"
+    eta: float = 0.3
+    clip: float = 1e-4
+
+    def __post_init__(self) -> None:
+        steps = self.split_steps
+        if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
+            raise ValueError(f"splits={self.splits}: split steps are distinct, rising and at least 0")
+        if self.factor < 2 or self.window < 1 or self.slide < 1:
+            raise ValueError("factor is at least 2; window and slide at least 1")
+        if self.s < 0 or self.beta < 0:
+            raise ValueError("s and beta are not negative")
+
+    @property
+    def split_steps(self) -> tuple[int, ...]:
+        """Return the steps that branch."""
+        return SPLITS[self.splits] if isinstance(self.splits, str) else self.splits
+
+    def plan(self, ctx: Context) -> Plan:
+        """One root, K children at every split; SDE everywhere, or at splits and in the Mix window alone."""
+        T, splits = ctx.steps, self.split_steps
+        if splits[-1] > T - 2:
+            raise ValueError(f"split at step {splits[-1]}: of {T} steps, the last that can branch is {T - 2}")
+        stochastic = {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)} if self.mix else set(range(T - 1))
+        return branching(
+            ctx.sigmas,
+            slots=ctx.slots,
+            fanout=[self.factor if k in splits else 1 for k in range(T)],
+            noise_level=[self.eta if k in stochastic else 0.0 for k in range(T)],
+            kernel=self.kernel,
+            coupling=1 / (1 + self.s**2),
+        )
+
+    def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
+        """Eqs. (3) and (4): fuse rewards upwards, normalise them per tree and depth (unbiased std, eps 1e-8)."""
+        tree, leaf = plan.tree, outcome.leaf
+        if self.credit_by == "leaf":
+            return fuse(tree, leaf, normalize(outcome.reward, tree.slot[leaf], ddof=1, eps=1e-8))
+        beta = self.beta if self.fusion == "path" else 0.0
+        value = fuse(tree, leaf, outcome.reward, beta * path_sum(tree, outcome.log_prob)[leaf])
+        return normalize(value, tree.root() * (tree.steps + 1) + tree.depth, ddof=1, eps=1e-8)
+
+    def select(
+        self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context
+    ) -> Selection:
+        """All stochastic edges, less those that width or depth pruning takes below the last split."""
+        tree, last = plan.tree, self.split_steps[-1]
+        chain = tree.depth > last + 1
+        keep = trainable(plan, outcome.leaf, outcome.reward, ctx.train_steps)
+        if self.width == "parent-top1":
+            scored = has_valid_leaf(tree, outcome.leaf, outcome.reward)
+            keep &= ~chain | below_best_child(tree, np.where(scored, advantage, -np.inf), last + 1)
+        if self.width == "extreme":
+            keep &= ~chain | above_extremes(tree, outcome.leaf, outcome.reward)
+        if self.depth:
+            keep &= ~np.isin(tree.depth - 1, sliding(last + 1, self.window, self.slide, ctx.iteration, ctx.steps))
+        return trajectory(plan, keep)
+
+    def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
+        """Eq. (5): the clipped surrogate, a mean over each tree's edges."""
+        return policy_gradient(batch, velocity["live"], self.clip)
+
+
+ARMS = {
+    "branch": Branch(),
+    "branch-widpru": Branch(width="parent-top1"),
+    "branch-widpru-extreme": Branch(width="extreme"),
+    "branch-deppru": Branch(depth=True),
+    "branch-mix": Branch(mix=True),
+}

@@ -1,0 +1,148 @@
+"""The contract between the harness and its plugins: what an algorithm, a reward and a model are.
+
+Importing this module imports neither torch nor any model library, so that names, values and plans can be
+checked, and `--dry-run` answered, in a fraction of a second.
+
+Axes: node, edge (an edge is its child node), leaf, level, knot (step + 1), slot (position in the iteration's list
+of prompts), query (a latent at a sigma where the policy is evaluated in training), item (what weighs on a query).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from bench.plan import Plan
+from bench.select import Selection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.batch import Batch
+
+Memory = Mapping[str, Any]
+"""JSON values that an algorithm carries from one iteration to the next; checkpointed by the loop."""
+
+OWNABLE = frozenset({"clip", "kernel", "eta", "roots", "steps", "solver", "guidance"})
+"""Shared keys an arm may set itself, if its `Info.owns` says so (fairness)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """What a reader must know of an algorithm before trusting a row of a table."""
+
+    paper: str
+    """Title and arXiv number."""
+    reference: str
+    """Official code: repository@commit, or why there is none."""
+    deviations: tuple[str, ...]
+    """Where this implementation differs from the paper or its code, and why."""
+    needs: frozenset[str] = frozenset()
+    """Further policies the loss asks for, of old, reference, ema; each is evaluated, batched and counted."""
+    owns: frozenset[str] = frozenset()
+    """Shared keys this algorithm may set itself; a subset of `OWNABLE`."""
+    claims: frozenset[str] = frozenset({"group_size"})
+    """What the harness holds the plan to: `group_size` leaves a slot."""
+
+    def __post_init__(self) -> None:
+        if not self.owns <= OWNABLE:
+            raise ValueError(f"an algorithm cannot own {sorted(self.owns - OWNABLE)}; ownable are {sorted(OWNABLE)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What an algorithm may know when it decides."""
+
+    iteration: int
+    seed: int
+    sigmas: Float[np.ndarray, " knot"]
+    slots: int
+    """Prompts of this iteration, all processes together."""
+    group_size: int
+    train_steps: tuple[int, ...]
+    """Steps whose edges may be trained; an arm intersects its own selection with them."""
+    memory: Memory = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Return the number of denoising steps T."""
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What the rollout and one reward (or the weighted sum of all) say of a plan."""
+
+    log_prob: Float[np.ndarray, " node"]
+    """Mean over the latent's dimensions, of the value as stored; NaN on ODE edges and roots."""
+    reward: Float[np.ndarray, " leaf"]
+    """NaN for a failed leaf."""
+    leaf: Int[np.ndarray, " leaf"]
+    """The leaves' node numbers."""
+
+
+class Algorithm(Protocol):
+    """A frozen dataclass of hyper-parameters with four choices about a tree.
+
+    It sees no model, optimiser, device, logger or file, and imports no other algorithm. NaN advantages (of nodes
+    without a scored leaf) count as 0.
+    """
+
+    info: ClassVar[Info]
+
+    def plan(self, ctx: Context) -> Plan:
+        """Return where this iteration's forest branches and where it is stochastic."""
+        ...
+
+    def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
+        """Return the advantage of every node (of its incoming edge); NaN where nothing is known."""
+        ...
+
+    def select(
+        self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context
+    ) -> Selection:
+        """Return what is trained, with weights."""
+        ...
+
+    def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum over the batch's items; `velocity` has "live" and what `info.needs` names."""
+        ...
+
+    def remember(self, plan: Plan, outcome: Outcome, ctx: Context) -> Memory:
+        """Return the memory that the next iteration sees; by default, the one this iteration saw."""
+        return ctx.memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardInfo:
+    """Unit, direction and origin of a score; printed wherever the score is."""
+
+    unit: str
+    low: float
+    high: float
+    higher_is_better: bool
+    revision: str
+    """Of the weights or the rule; changes whenever the same image may score differently."""
+    reference: str
+
+
+class Reward(Protocol):
+    """Scores a batch of images. Construction takes no arguments and holds the heavy imports."""
+
+    info: ClassVar[RewardInfo]
+
+    def __call__(
+        self, images: Float[Tensor, "leaf 3 height width"], prompts: Sequence[str], group: Int[np.ndarray, " leaf"]
+    ) -> Float[np.ndarray, " leaf"]:
+        """Return one score an image; NaN where scoring failed, never a made-up number.
+
+        Args:
+            images: RGB in [0, 1], float32, on the policy's device.
+            prompts: one an image.
+            group: slot of each image, for rewards that compare images of one prompt.
+        """
+        ...

@@ -1,0 +1,95 @@
+"""What an iteration costs: model evaluations by a stated definition, seconds by phase, peak memory, FLOPs."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bench.plan import Plan
+from bench.select import Selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nfe:
+    """Number of function evaluations per leaf. Rollout and training calls are never added up."""
+
+    rollout_paper: float
+    """As papers count: T where a tree has at most one fan-out, else nodes (root and leaves included) per leaf."""
+    rollout_edges: float
+    """Edges per leaf."""
+    rollout_calls: float
+    """Forwards that run, per leaf: shared prefixes and parents once."""
+    update_edges: float
+    """Trained items per leaf."""
+    update_calls: float
+    """Forward-and-backward passes per leaf: children of one parent once."""
+
+    def nested(self) -> dict[str, dict[str, float]]:
+        """Return the five numbers as rollout and update, for JSON."""
+        return {
+            "rollout": {"paper": self.rollout_paper, "edges": self.rollout_edges, "calls": self.rollout_calls},
+            "update": {"edges": self.update_edges, "calls": self.update_calls},
+        }
+
+
+def nfe(plan: Plan, selection: Selection, calls_per_velocity: int = 1) -> Nfe:
+    """Return the cost of a plan and of what is trained of it.
+
+    Args:
+        plan: the forest.
+        selection: what is trained.
+        calls_per_velocity: 2 under classifier-free guidance.
+    """
+    tree = plan.tree
+    fanout = tree.fanout()
+    leaves, edges = int((fanout == 0).sum()), int((tree.parent >= 0).sum())
+    forks = np.bincount(tree.root()[fanout > 1], minlength=int(tree.offset[1]))
+    return Nfe(
+        rollout_paper=plan.steps if forks.max() <= 1 else len(tree) / leaves,
+        rollout_edges=edges / leaves,
+        rollout_calls=calls_per_velocity * int((fanout > 0).sum()) / leaves,
+        update_edges=len(selection.item_node) / leaves,
+        update_calls=calls_per_velocity * len(selection.read) / leaves,
+    )
+
+
+def mean_nfe(costs: Sequence[Nfe]) -> Nfe:
+    """Return the mean over iterations."""
+    fields = Nfe.__dataclass_fields__
+    return Nfe(**{name: float(np.mean([getattr(cost, name) for cost in costs])) for name in fields})
+
+
+@dataclass(slots=True)
+class Clock:
+    """Seconds by phase, with the device synchronised at the edges of each."""
+
+    synchronize: Callable[[], None] = lambda: None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to the phase."""
+        self.synchronize()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.synchronize()
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """Return the seconds by phase since the last reading, and start anew."""
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+
+def peak_host_bytes() -> int:
+    """Return the process's largest resident size so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

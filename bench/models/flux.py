@@ -1,0 +1,120 @@
+"""FLUX.1 in diffusers' format, from the embedded 0.9 M model to FLUX.1-dev: packed latents, guidance as an embedding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.policy import Condition
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
+
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+
+class Flux:
+    """A FLUX policy; `model` is the transformer, everything else is frozen."""
+
+    calls_per_velocity = 1
+
+    def __init__(self, folder: Path, *, resolution: int, guidance: float, device: torch.device) -> None:
+        """Load transformer and VAE.
+
+        Args:
+            folder: a pipeline in diffusers' layout.
+            resolution: height and width of the images in pixels.
+            guidance: of the guidance embedding; without effect on a model that has none (schnell).
+            device: where everything lives.
+
+        Raises:
+            ValueError: if the folder is not a complete FLUX pipeline, or the resolution does not fit its VAE.
+        """
+        check_folder(folder)
+        # From their own modules: diffusers' pipelines cost seconds to import, and no pipeline runs here.
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+        self.folder, self.device, self.guidance = folder, device, guidance
+        self.model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(folder / "transformer").to(device)
+        self.vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).requires_grad_(False)
+        patch = 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        if resolution % patch:
+            raise ValueError(f"resolution={resolution}: this model makes images whose side is a multiple of {patch}")
+        side = resolution // patch
+        self.latent_shape = (side * side, int(self.model.config.in_channels))
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        image_ids = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
+        self.image_ids = image_ids.reshape(-1, 3).to(device, torch.float32)
+        self.side = side
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """Return CLIP's pooled and T5's token embeddings, one a row; the encoders leave memory afterwards."""
+        from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+        clip = CLIPTextModel.from_pretrained(self.folder / "text_encoder").to(self.device)
+        t5 = T5EncoderModel.from_pretrained(self.folder / "text_encoder_2").to(self.device)
+        clip_tokens = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
+        t5_tokens = AutoTokenizer.from_pretrained(self.folder / "tokenizer_2")
+        distinct = list(dict.fromkeys(prompts))
+        pooled = [clip(_ids(clip_tokens, p).to(self.device)).pooler_output for p in distinct]
+        tokens = [t5(_ids(t5_tokens, p).to(self.device)).last_hidden_state for p in distinct]
+        row = torch.tensor([distinct.index(p) for p in prompts], device=self.device)
+        return Condition(tensors=(torch.cat(pooled).float(), torch.cat(tokens).float())).rows(row)
+
+    def velocity(
+        self, x: Float[Tensor, "row token channel"], sigma: Float[Tensor, " row"], condition: Condition
+    ) -> Float[Tensor, "row token channel"]:
+        """Return noise minus image as the transformer predicts it."""
+        pooled, tokens = condition.tensors
+        guided = self.model.config.guidance_embeds
+        return self.model(
+            hidden_states=x,
+            timestep=sigma,
+            guidance=torch.full_like(sigma, self.guidance) if guided else None,
+            pooled_projections=pooled,
+            encoder_hidden_states=tokens,
+            txt_ids=self.image_ids.new_zeros(tokens.shape[1], 3),
+            img_ids=self.image_ids,
+            return_dict=False,
+        )[0].float()
+
+    @torch.no_grad()
+    def decode(self, x0: Float[Tensor, "row token channel"]) -> Float[Tensor, "row 3 height width"]:
+        """Return the VAE's images of packed latents."""
+        channels = self.latent_shape[1] // 4
+        grid = x0.view(-1, self.side, self.side, channels, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        z = grid.reshape(-1, channels, 2 * self.side, 2 * self.side)
+        z = z / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return (self.vae.decode(z.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def save(self, folder: Path) -> None:
+        """Write a pipeline that `diffusers.FluxPipeline.from_pretrained(folder)` loads."""
+        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("transformer"), dirs_exist_ok=True)
+        self.model.save_pretrained(folder / "transformer")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError, naming what is missing, unless the folder holds a whole FLUX pipeline."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"{folder} has no model_index.json: it is not a pipeline in diffusers' layout")
+    kind = json.loads(index.read_text()).get("_class_name")
+    if kind != "FluxPipeline":
+        raise ValueError(f"{folder} holds a {kind}; this adapter loads a FluxPipeline")
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}: fetch the whole repository again")
+
+
+def _ids(tokenizer, prompt: str) -> Tensor:  # noqa: ANN001
+    length = tokenizer.model_max_length
+    return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

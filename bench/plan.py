@@ -1,0 +1,151 @@
+"""Where a rollout branches and where it is stochastic, decided before the first model call.
+
+Dance, Mix, Branch and their relatives differ here by values, not by code: chains, a star of roots, a fan-out at one
+step, splits with coupled noise, a stochastic window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from bench.tree import Tree, forest
+
+KERNELS = ("dance_sde", "flow_sde", "cps", "ode")
+SOLVERS = ("euler", "dpm2m")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The only place that says where noise is; later stages read it and never recompute it."""
+
+    tree: Tree
+    sigmas: Float[np.ndarray, " knot"]
+    kernel: str
+    """Of the stochastic edges, one of `KERNELS`."""
+    solver: tuple[str, ...]
+    """Of the ODE edges of each step, one of `SOLVERS`."""
+    noise_level: Float[np.ndarray, " node"]
+    """Of the incoming edge: eta or a of the papers; 0 is an ODE edge."""
+    coupling: Float[np.ndarray, " node"]
+    """Correlation of a node's noise with its siblings' (for roots, with the slot's other roots), in [0, 1]."""
+    noise_scale: Float[np.ndarray, " node"]
+    """Std that is sampled over std that is scored: 1, but for official code that differs."""
+    policy: str = "live"
+    """Who samples."""
+
+    def __post_init__(self) -> None:
+        check_grid(self)
+        check_edges(self)
+
+    @property
+    def steps(self) -> int:
+        """Return the number of denoising steps T."""
+        return len(self.sigmas) - 1
+
+
+def check_grid(plan: Plan) -> None:
+    """Raise ValueError unless the grid falls to 0 and kernel and solvers are known."""
+    if plan.sigmas[-1] != 0 or plan.sigmas[0] > 1 or (np.diff(plan.sigmas) >= 0).any():
+        raise ValueError("sigmas must fall strictly, from at most 1 to exactly 0")
+    if plan.kernel not in KERNELS:
+        raise ValueError(f"unknown kernel {plan.kernel!r}; known: {', '.join(KERNELS)}")
+    if len(plan.solver) != plan.steps or not set(plan.solver) <= set(SOLVERS):
+        raise ValueError(f"solver must name one of {', '.join(SOLVERS)} for each of the {plan.steps} steps")
+    if plan.tree.steps != plan.steps or (plan.tree.depth[plan.tree.leaves()] != plan.steps).any():
+        raise ValueError(f"every leaf must stand at depth {plan.steps}, the end of the sigma grid")
+
+
+def check_edges(plan: Plan) -> None:
+    """Raise ValueError for noise where there can be none, or none where siblings need it."""
+    tree, ode = plan.tree, plan.noise_level == 0
+    if (plan.noise_level < 0).any() or not np.isfinite(plan.noise_level).all():
+        raise ValueError("a noise level is finite and not negative")
+    if not ode[tree.level(tree.steps)].all():
+        raise ValueError("the last step is ODE under every kernel: its result is the image, and it is never trained")
+    parent = tree.parent[ode & (tree.parent >= 0)]
+    twins = np.flatnonzero(parent[1:] == parent[:-1])
+    if len(twins):
+        step = int(tree.depth[parent[twins[0]]])
+        raise ValueError(f"two siblings on ODE edges at step {step} would be equal: branch where the step is stochastic")
+    if ((plan.coupling < 0) | (plan.coupling > 1)).any():
+        raise ValueError("coupling is a correlation in [0, 1]")
+    if (plan.noise_scale <= 0).any():
+        raise ValueError("noise_scale is positive")
+
+
+def branching(
+    sigmas: Float[np.ndarray, " knot"],
+    *,
+    slots: int,
+    fanout: Sequence[int],
+    noise_level: Sequence[float],
+    kernel: str,
+    coupling: float = 0.0,
+    roots: int = 1,
+    solver: str = "euler",
+) -> Plan:
+    """Return trees in which every node at step k has `fanout[k]` children, reached with `noise_level[k]`.
+
+    Args:
+        sigmas: the grid.
+        slots: prompts of the iteration.
+        fanout: children of a node at each step; 1 continues the path.
+        noise_level: of each step's edges; the last must be 0.
+        kernel: of the stochastic steps.
+        coupling: correlation of siblings' noise where a node has several children, 1/(1+s^2) in BranchGRPO eq. (2).
+        roots: independent roots a slot.
+        solver: of the ODE steps.
+
+    Raises:
+        ValueError: if a step that branches has no noise, or the last step has.
+    """
+    steps = len(sigmas) - 1
+    tree = forest(fanout, slots, roots)
+    at = np.maximum(tree.depth - 1, 0)
+    inner = tree.depth > 0
+    return Plan(
+        tree=tree,
+        sigmas=sigmas,
+        kernel=kernel,
+        solver=(solver,) * steps,
+        noise_level=np.where(inner, np.asarray(noise_level, float)[at], 0.0),
+        coupling=np.where(inner & (np.asarray(fanout)[at] > 1), coupling, 0.0),
+        noise_scale=np.ones(len(tree)),
+    )
+
+
+def star(sigmas: Float[np.ndarray, " knot"], *, slots: int, roots: int, noise_level: float, kernel: str) -> Plan:
+    """Return `roots` independent chains a slot, stochastic at every step but the last."""
+    steps = len(sigmas) - 1
+    levels = [noise_level] * (steps - 1) + [0.0]
+    return branching(sigmas, slots=slots, fanout=[1] * steps, noise_level=levels, kernel=kernel, roots=roots)
+
+
+def window(
+    sigmas: Float[np.ndarray, " knot"],
+    *,
+    slots: int,
+    leaves: int,
+    start: int,
+    size: int,
+    noise_level: float,
+    kernel: str,
+    solver: str = "euler",
+) -> Plan:
+    """Return one root a slot, `leaves`-ary at step `start`, stochastic in steps start ... start+size-1 alone.
+
+    Raises:
+        ValueError: if the window is empty or reaches the last step.
+    """
+    steps = len(sigmas) - 1
+    if size < 1 or start < 0 or start + size > steps - 1:
+        raise ValueError(
+            f"a window of {size} steps from step {start} does not fit: of {steps} steps, 0 to {steps - 2} can be stochastic"
+        )
+    fanout = [leaves if k == start else 1 for k in range(steps)]
+    levels = [noise_level if start <= k < start + size else 0.0 for k in range(steps)]
+    return branching(sigmas, slots=slots, fanout=fanout, noise_level=levels, kernel=kernel, solver=solver)

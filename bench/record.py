@@ -1,0 +1,241 @@
+"""Records: what a cell leaves on disk, written so that a kill at any moment loses nothing. No torch.
+
+    runs/<suite>/suite.yaml                    name, preset, shared configuration
+    runs/<suite>/base-<hash>/                  the base model on the held-out prompts: result.json, features.npz
+    runs/<suite>/<arm>-s<seed>-<hash>/         one cell: config.yaml, metrics.jsonl, checkpoints/, samples/,
+                                               pipeline/, result.json, environment.json, and DONE, written last
+
+`metrics.jsonl` has a row an iteration (`Row`); `result.json` is a `Result`, of the base a `BaseResult`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+VERSION = 1
+"""Of rows and results; readers keep reading every version that was ever released."""
+
+Scores = dict[str, list[list[float | None]]]
+"""Metric -> prompt -> sample k; null is a failed score. The same (prompt, k) has the same noise in every cell."""
+
+
+class Unit(TypedDict):
+    """What a metric's numbers mean."""
+
+    unit: str
+    low: float
+    high: float
+    higher_is_better: bool
+    revision: str
+    reference: str
+
+
+class Calls(TypedDict):
+    """Rows of policy evaluations."""
+
+    rollout: int
+    update: int
+    anchor: int
+
+
+class Row(TypedDict):
+    """One iteration."""
+
+    iteration: int
+    reward: dict[str, float]
+    """Mean over scored leaves, by reward."""
+    reward_std: dict[str, float]
+    """Std over scored leaves, by reward."""
+    reward_total: float
+    """Mean of the weighted sum."""
+    loss: float
+    grad_norm: float
+    drift: float
+    log_ratio_max: float
+    clip_fraction: float
+    nfe: dict[str, dict[str, float]]
+    """As `bench.cost.Nfe.nested`: this iteration's, per leaf."""
+    calls: Calls
+    seconds: dict[str, float]
+    """By phase: rollout, score, credit, update, other; their sum is the iteration's wall clock."""
+    samples: int
+    """Leaves rolled out."""
+    failed: int
+    """Leaves without a score."""
+    failures: list[str]
+    peak_memory_bytes: int
+
+
+class Drift(TypedDict):
+    """Distance of a set of samples from base samples of a disjoint noise stream."""
+
+    kid: float
+    mmd2: float
+    bandwidth: float
+    """Of the RBF kernel of mmd2: the median distance between base samples."""
+    features: str
+    """The scorer in whose image features it is measured."""
+    n: int
+
+
+class Result(TypedDict):
+    """A finished cell."""
+
+    version: int
+    suite: str
+    arm: str
+    algo: str
+    seed: int
+    hash: str
+    base: str
+    """Folder name of the base record."""
+    info: dict[str, Any]
+    """paper, reference, deviations, owns."""
+    shared: dict[str, Any]
+    """The suite's shared configuration."""
+    effective: dict[str, Any]
+    """The shared keys as this arm ran them: where it owns a key, its own value."""
+    algorithm: dict[str, Any]
+    """All hyper-parameters of the algorithm."""
+    nfe: dict[str, dict[str, float]]
+    """Mean over the iterations that ran."""
+    calls: Calls
+    samples: int
+    failed: int
+    iterations: int
+    seconds: float
+    """Training wall clock, evaluation excluded."""
+    seconds_per_iteration: dict[str, float]
+    """Median by phase and `total`, the first iteration dropped as warm-up."""
+    peak_memory_bytes: int
+    flops_per_call: float
+    evaluation: Scores
+    """After training; before it, see the base record."""
+    units: dict[str, Unit]
+    drift: Drift
+
+
+class BaseResult(TypedDict):
+    """The base model, evaluated as every cell is."""
+
+    version: int
+    shared: dict[str, Any]
+    prompts: list[str]
+    evaluation: Scores
+    units: dict[str, Unit]
+    drift: Drift
+    """Base against base: the floor below which no drift is seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellRecord:
+    """A cell as read back."""
+
+    folder: Path
+    config: dict[str, Any]
+    """config.yaml."""
+    rows: list[Row]
+    result: Result | None
+    """None until the cell is done."""
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuiteRecord:
+    """A suite as read back: what a report is made of."""
+
+    folder: Path
+    suite: dict[str, Any]
+    """suite.yaml."""
+    cells: list[CellRecord]
+    bases: dict[str, BaseResult]
+    """By folder name."""
+
+
+def read_suite(folder: Path) -> SuiteRecord:
+    """Return everything a suite has recorded so far.
+
+    Raises:
+        ValueError: if the folder is not a suite's.
+    """
+    import yaml
+
+    if not (folder / "suite.yaml").is_file():
+        raise ValueError(f"{folder} is not a suite: it has no suite.yaml")
+    cells = [read_cell(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    bases: dict[str, BaseResult] = {
+        path.parent.name: _checked(json.loads(path.read_text()), path) for path in sorted(folder.glob("base-*/result.json"))
+    }
+    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    return SuiteRecord(folder=folder, suite=suite, cells=cells, bases=bases)
+
+
+def read_cell(folder: Path) -> CellRecord:
+    """Return a cell's record; `result` is None unless its DONE carries the hash of its configuration."""
+    import yaml
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    result = None
+    if is_done(folder, config["hash"]):
+        result = _checked(json.loads((folder / "result.json").read_text()), folder / "result.json")
+    environment = folder / "environment.json"
+    return CellRecord(
+        folder=folder,
+        config=config,
+        rows=list(read_rows(folder / "metrics.jsonl")),
+        result=result,
+        environment=json.loads(environment.read_text()) if environment.is_file() else {},
+    )
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield the complete rows of a metrics file; a last line cut short by a kill is not one."""
+    if not path.is_file():
+        return
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        yield json.loads(line)
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Append an iteration's row."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def cut_rows(path: Path, iterations: int) -> None:
+    """Keep only the rows of the first `iterations`: what a checkpoint does not hold has not happened."""
+    rows = [row for row in read_rows(path) if row["iteration"] < iterations]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def is_done(folder: Path, digest: str) -> bool:
+    """Return whether the cell is finished, under this very configuration."""
+    done = folder / "DONE"
+    return done.is_file() and done.read_text().strip() == digest
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write JSON through a temporary name, so that the file is whole or absent."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file through a temporary name and a rename."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _checked(record: Any, path: Path) -> Any:  # noqa: ANN401
+    version = record.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(f"{path} has record version {version}; this Arbor reads 1 to {VERSION}: upgrade it")
+    return record

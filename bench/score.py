@@ -1,0 +1,105 @@
+"""Rollout -> Rewards: leaves decoded and scored in batches; a leaf that cannot be scored is failed, never a 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bench.contract import Algorithm, Context, Outcome, Reward
+from bench.plan import Plan
+from bench.policy import Policy, in_chunks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Every reward of every leaf; a leaf that failed in one is NaN in all."""
+
+    reward: Mapping[str, Float[np.ndarray, " leaf"]]
+    failed: Bool[np.ndarray, " leaf"]
+    failures: tuple[str, ...]
+    """What the failed scorings said, each message once."""
+
+    def total(self, weight: Mapping[str, float]) -> Float[np.ndarray, " leaf"]:
+        """Return the weighted sum."""
+        return sum((weight[name] * value for name, value in self.reward.items()), np.zeros(len(self.failed)))
+
+
+@torch.no_grad()
+def decode(policy: Policy, x0: Float[Tensor, "leaf *latent"], chunk: int) -> Float[Tensor, "leaf 3 height width"]:
+    """Return the images of clean latents, at most `chunk` a call."""
+    return torch.cat([policy.decode(x0[rows]) for rows in in_chunks(len(x0), chunk)])
+
+
+def score(
+    rewards: Mapping[str, Reward],
+    images: Float[Tensor, "leaf 3 height width"],
+    prompts: Sequence[str],
+    group: Int[np.ndarray, " leaf"],
+    chunk: int,
+) -> Scores:
+    """Return the scores of every image under every reward.
+
+    Raises:
+        RuntimeError: if no leaf could be scored at all, with the scorers' own words.
+    """
+    values, said = {}, []
+    for name, reward in rewards.items():
+        parts = [
+            _attempt(name, reward, images[rows], prompts[rows], group[rows], said)
+            for rows in in_chunks(len(images), chunk)
+        ]
+        values[name] = np.concatenate(parts)
+    failed = np.isnan(np.stack(list(values.values()))).any(0)
+    if failed.all():
+        raise RuntimeError(f"no image could be scored: {'; '.join(dict.fromkeys(said)) or 'every score is NaN'}")
+    reward = {name: np.where(failed, np.nan, value) for name, value in values.items()}
+    return Scores(reward=reward, failed=failed, failures=tuple(dict.fromkeys(said)))
+
+
+def _attempt(
+    name: str, reward: Reward, images: Tensor, prompts: Sequence[str], group: np.ndarray, said: list[str]
+) -> np.ndarray:
+    """Score a batch; where the scorer raises, score one by one, so that an image fails alone."""
+    try:
+        value = np.asarray(reward(images, prompts, group), np.float64)
+    except Exception as error:  # noqa: BLE001  # a scorer may be anyone's code; its failure is counted, recorded, shown
+        said.append(f"{name}: {type(error).__name__}: {error}")
+        if len(images) == 1:
+            return np.array([np.nan])
+        rows = [slice(i, i + 1) for i in range(len(images))]
+        return np.concatenate([_attempt(name, reward, images[r], prompts[r], group[r], said) for r in rows])
+    if value.shape != (len(images),):
+        raise ValueError(f"reward {name!r} returned shape {value.shape} for {len(images)} images: one score an image")
+    return np.where(np.isfinite(value), value, np.nan)
+
+
+def advantages(
+    algorithm: Algorithm,
+    plan: Plan,
+    log_prob: Float[np.ndarray, " node"],
+    scores: Scores,
+    weight: Mapping[str, float],
+    ctx: Context,
+    *,
+    combine: str,
+    adv_clip: float,
+) -> tuple[Outcome, Float[np.ndarray, " node"]]:
+    """Return the outcome under the weighted sum of rewards, and the advantage of every node.
+
+    `combine` is "advantage" (credit per reward, then the weighted sum) or "reward" (credit of the weighted sum).
+    Weights sum to 1. The result is clipped to +-adv_clip; NaN, a node without a scored leaf, is 0.
+    """
+    leaf = plan.tree.leaves()
+    total = Outcome(log_prob=log_prob, reward=scores.total(weight), leaf=leaf)
+    if combine == "reward":
+        advantage = algorithm.credit(plan, total, ctx)
+    else:
+        outcomes = {n: Outcome(log_prob=log_prob, reward=r, leaf=leaf) for n, r in scores.reward.items()}
+        parts = [weight[name] * algorithm.credit(plan, outcome, ctx) for name, outcome in outcomes.items()]
+        advantage = np.sum(parts, axis=0)
+    return total, np.clip(np.nan_to_num(advantage, nan=0.0), -adv_clip, adv_clip)
