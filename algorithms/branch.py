@@ -32,10 +32,10 @@ class Branch(Algorithm):
         paper="BranchGRPO: Stable and Efficient GRPO with Structured Branching in Diffusion Models, arXiv 2509.06040",
         reference="Fredreic1849/BranchGRPO@19fbb9f (does not import)",
         deviations=(
-            "siblings' noise is eq. (2), correlation 1/(1+s^2), sampled as it is scored; the code samples 4 times the std it scores",
-            "path weights are eq. (3), softmax over a node's leaves of the path's log-prob (mean over dimensions); the code weighs siblings by one edge",
+            "split noise is eq. (2), sampled as it is scored; the code samples 4 times the std it scores",
+            "path weights are eq. (3), over whole paths (log-prob a mean over dimensions), the code's over one edge",
             "Parent-Top1 keeps each parent's better child; the code keeps the first five steps below the last split",
-            "Extreme ranks leaves by raw reward within a tree; the code ranks edges of all trees of a process by advantage",
+            "Extreme ranks a tree's leaves by raw reward; the code ranks the edges of a process's trees by advantage",
             "depth and Mix windows slide towards the image; the code's slide back, or stand still",
             "the last step is never trained: its noise cannot reach the image that is scored",
             "optimiser steps are the suite's updates_per_iteration; the code takes one every 12 edges, 36 an iteration",
@@ -87,7 +87,9 @@ class Branch(Algorithm):
         T, splits = ctx.steps, self.split_steps
         if splits[-1] > T - 2:
             raise ValueError(f"split at step {splits[-1]}: of {T} steps, the last that can branch is {T - 2}")
-        stochastic = {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)} if self.mix else set(range(T - 1))
+        stochastic = (
+            {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)} if self.mix else set(range(T - 1))
+        )
         return branching(
             ctx.sigmas,
             slots=ctx.slots,
@@ -95,6 +97,7 @@ class Branch(Algorithm):
             noise_level=[self.eta if k in stochastic else 0.0 for k in range(T)],
             kernel=self.kernel,
             coupling=1 / (1 + self.s**2),
+            solver=ctx.solver,
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
@@ -106,9 +109,7 @@ class Branch(Algorithm):
         value = fuse(tree, leaf, outcome.reward, beta * path_sum(tree, outcome.log_prob)[leaf])
         return normalize(value, tree.root() * (tree.steps + 1) + tree.depth, ddof=1, eps=1e-8)
 
-    def select(
-        self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context
-    ) -> Selection:
+    def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """All stochastic edges, less those that width or depth pruning takes below the last split."""
         tree, last = plan.tree, self.split_steps[-1]
         chain = tree.depth > last + 1

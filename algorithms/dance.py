@@ -30,7 +30,7 @@ class Dance(Algorithm):
         paper="DanceGRPO: Unleashing GRPO on Visual Generation, arXiv 2505.07818",
         reference="XueZeyue/DanceGRPO@15cc71d",
         deviations=(
-            "the initial noise is shared within a prompt's group; the official code shares it between all prompts of a process",
+            "a prompt's group shares its initial noise; in the code all prompts of a process share one",
             "with a shared root the first step's forward runs once a group, not once an image",
         ),
         owns=frozenset({"clip", "kernel", "eta", "roots"}),
@@ -53,7 +53,14 @@ class Dance(Algorithm):
     def plan(self, ctx: Context) -> Plan:
         """SDE everywhere but on the last step; one root fans out at step 0, or every image has its own."""
         if self.roots == "independent":
-            return star(ctx.sigmas, slots=ctx.slots, roots=ctx.group_size, noise_level=self.eta, kernel=self.kernel)
+            return star(
+                ctx.sigmas,
+                slots=ctx.slots,
+                roots=ctx.group_size,
+                noise_level=self.eta,
+                kernel=self.kernel,
+                solver=ctx.solver,
+            )
         return window(
             ctx.sigmas,
             slots=ctx.slots,
@@ -62,6 +69,7 @@ class Dance(Algorithm):
             size=ctx.steps - 1,
             noise_level=self.eta,
             kernel=self.kernel,
+            solver=ctx.solver,
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
@@ -70,9 +78,7 @@ class Dance(Algorithm):
         scope = slot if self.scope == "group" else np.zeros_like(slot)
         return fuse(plan.tree, outcome.leaf, normalize(outcome.reward, scope, ddof=1, eps=1e-8))
 
-    def select(
-        self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context
-    ) -> Selection:
+    def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """int((T-1)*tf) of the usable steps, a random choice of its own for every image."""
         tree, usable = plan.tree, ctx.steps - 1
         chosen = np.zeros((len(outcome.leaf), ctx.steps), bool)

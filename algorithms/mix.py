@@ -33,7 +33,7 @@ class Mix(Algorithm):
         paper="MixGRPO: Unlocking Flow-based GRPO Efficiency with Mixed ODE-SDE, arXiv 2507.21802",
         reference="Tencent-Hunyuan/MixGRPO@e5cdd6a",
         deviations=(
-            "windows are always full, from step 0 to T-1-window and back to 0; the official one shrinks, ends empty and stops at T-3",
+            "windows are full, from step 0 to T-1-window and back; the code's stop at T-3, shrink, and end empty",
             "a random window is the same on every process",
             "the deterministic prefix and the first window step run once a group, not once an image",
             "the image is the clean prediction of the last step, as for every arm here",
@@ -88,6 +88,7 @@ class Mix(Algorithm):
             size=self.window,
             noise_level=self.eta,
             kernel=self.kernel,
+            solver=ctx.solver,
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
@@ -95,9 +96,7 @@ class Mix(Algorithm):
         slot = plan.tree.slot[outcome.leaf]
         return fuse(plan.tree, outcome.leaf, normalize(outcome.reward, slot, ddof=1, eps=1e-8))
 
-    def select(
-        self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context
-    ) -> Selection:
+    def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """The window's edges."""
         return trajectory(plan, trainable(plan, outcome.leaf, outcome.reward, ctx.train_steps))
 

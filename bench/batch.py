@@ -35,9 +35,7 @@ class Batch:
         """Return each item's transition under `velocity`: children of one parent share its velocity."""
         row = self.item_query.to(self.x.device)
         sigma, sigma_next = self.sigma[self.item_query], self.sigma_next[self.item_query]
-        return kernel.step(
-            self.kernel, velocity[row], self.x[row], sigma, sigma_next, self.noise_level, self.sigma_one
-        )
+        return kernel.step(self.kernel, velocity[row], self.x[row], sigma, sigma_next, self.noise_level, self.sigma_one)
 
     def log_prob(self, velocity: Float[Tensor, "query *latent"]) -> Float[Tensor, " item"]:
         """Return the log-prob of each item's edge under `velocity`."""

@@ -65,6 +65,8 @@ class Context:
     group_size: int
     train_steps: tuple[int, ...]
     """Steps whose edges may be trained; an arm intersects its own selection with them."""
+    solver: str = "euler"
+    """Of ODE steps, as the suite has it."""
     memory: Memory = field(default_factory=dict)
 
     @property
@@ -102,9 +104,7 @@ class Algorithm(Protocol):
         """Return the advantage of every node (of its incoming edge); NaN where nothing is known."""
         ...
 
-    def select(
-        self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context
-    ) -> Selection:
+    def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """Return what is trained, with weights."""
         ...
 
@@ -112,7 +112,7 @@ class Algorithm(Protocol):
         """Return the weighted sum over the batch's items; `velocity` has "live" and what `info.needs` names."""
         ...
 
-    def remember(self, plan: Plan, outcome: Outcome, ctx: Context) -> Memory:
+    def remember(self, plan: Plan, outcome: Outcome, ctx: Context) -> Memory:  # noqa: ARG002
         """Return the memory that the next iteration sees; by default, the one this iteration saw."""
         return ctx.memory
 

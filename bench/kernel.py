@@ -89,7 +89,9 @@ def flow_sde(
     at_one = sigma >= 1
     if sigma_one is None:
         if bool(at_one.any()):
-            raise ValueError("flow_sde at sigma = 1 needs sigma_one, the sigma that stands in for 1 (the grid's second)")
+            raise ValueError(
+                "flow_sde at sigma = 1 needs sigma_one, the sigma that stands in for 1 (the grid's second)"
+            )
         denominator = 1 - sigma
     else:
         denominator = 1 - torch.where(at_one, torch.as_tensor(sigma_one, dtype=sigma.dtype), sigma)

@@ -70,7 +70,9 @@ def check_edges(plan: Plan) -> None:
     twins = np.flatnonzero(parent[1:] == parent[:-1])
     if len(twins):
         step = int(tree.depth[parent[twins[0]]])
-        raise ValueError(f"two siblings on ODE edges at step {step} would be equal: branch where the step is stochastic")
+        raise ValueError(
+            f"two siblings on ODE edges at step {step} would be equal: branch where the step is stochastic"
+        )
     if ((plan.coupling < 0) | (plan.coupling > 1)).any():
         raise ValueError("coupling is a correlation in [0, 1]")
     if (plan.noise_scale <= 0).any():
@@ -118,11 +120,20 @@ def branching(
     )
 
 
-def star(sigmas: Float[np.ndarray, " knot"], *, slots: int, roots: int, noise_level: float, kernel: str) -> Plan:
+def star(
+    sigmas: Float[np.ndarray, " knot"],
+    *,
+    slots: int,
+    roots: int,
+    noise_level: float,
+    kernel: str,
+    solver: str = "euler",
+) -> Plan:
     """Return `roots` independent chains a slot, stochastic at every step but the last."""
     steps = len(sigmas) - 1
     levels = [noise_level] * (steps - 1) + [0.0]
-    return branching(sigmas, slots=slots, fanout=[1] * steps, noise_level=levels, kernel=kernel, roots=roots)
+    fanout = [1] * steps
+    return branching(sigmas, slots=slots, fanout=fanout, noise_level=levels, kernel=kernel, roots=roots, solver=solver)
 
 
 def window(
@@ -144,7 +155,7 @@ def window(
     steps = len(sigmas) - 1
     if size < 1 or start < 0 or start + size > steps - 1:
         raise ValueError(
-            f"a window of {size} steps from step {start} does not fit: of {steps} steps, 0 to {steps - 2} can be stochastic"
+            f"a window of {size} steps from step {start} on does not fit: steps 0 to {steps - 2} can be stochastic"
         )
     fanout = [leaves if k == start else 1 for k in range(steps)]
     levels = [noise_level if start <= k < start + size else 0.0 for k in range(steps)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -56,7 +57,7 @@ def in_chunks(rows: int, size: int) -> list[slice]:
     """Return slices of at most `size` rows, as even as possible."""
     count = max(1, -(-rows // size))
     edges = [round(i * rows / count) for i in range(count + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 @torch.no_grad()
@@ -64,7 +65,5 @@ def velocities(
     policy: Policy, x: Tensor, sigma: Tensor, condition: Condition, slot: Tensor, chunk: int
 ) -> Float[Tensor, "row *latent"]:
     """Return the velocity of every row without gradients, at most `chunk` rows a call."""
-    parts = [
-        policy.velocity(x[rows], sigma[rows], condition.rows(slot[rows])) for rows in in_chunks(len(x), chunk)
-    ]
+    parts = [policy.velocity(x[rows], sigma[rows], condition.rows(slot[rows])) for rows in in_chunks(len(x), chunk)]
     return torch.cat(parts)

@@ -169,7 +169,8 @@ def read_suite(folder: Path) -> SuiteRecord:
         raise ValueError(f"{folder} is not a suite: it has no suite.yaml")
     cells = [read_cell(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
     bases: dict[str, BaseResult] = {
-        path.parent.name: _checked(json.loads(path.read_text()), path) for path in sorted(folder.glob("base-*/result.json"))
+        path.parent.name: _checked(json.loads(path.read_text()), path)
+        for path in sorted(folder.glob("base-*/result.json"))
     }
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
     return SuiteRecord(folder=folder, suite=suite, cells=cells, bases=bases)
@@ -219,7 +220,7 @@ def is_done(folder: Path, digest: str) -> bool:
     return done.is_file() and done.read_text().strip() == digest
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary name, so that the file is whole or absent."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
@@ -234,7 +235,7 @@ def write_text(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _checked(record: Any, path: Path) -> Any:  # noqa: ANN401
+def _checked(record: Any, path: Path) -> Any:
     version = record.get("version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise ValueError(f"{path} has record version {version}; this Arbor reads 1 to {VERSION}: upgrade it")

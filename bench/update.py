@@ -238,5 +238,3 @@ def _statistics(
         calls=calls,
         anchor_calls=anchor_calls,
     )
-
-

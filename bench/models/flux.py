@@ -1,4 +1,4 @@
-"""FLUX.1 in diffusers' format, from the embedded 0.9 M model to FLUX.1-dev: packed latents, guidance as an embedding."""
+"""FLUX.1 in diffusers' format, from the embedded model to FLUX.1-dev: packed latents, guidance as an embedding."""
 
 from __future__ import annotations
 
@@ -115,6 +115,6 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} lacks {', '.join(missing)}: fetch the whole repository again")
 
 
-def _ids(tokenizer, prompt: str) -> Tensor:  # noqa: ANN001
+def _ids(tokenizer, prompt: str) -> Tensor:
     length = tokenizer.model_max_length
     return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids

@@ -1,0 +1,53 @@
+"""Checkpoints: written under a temporary name, then renamed; the newest complete one wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bench.contract import Memory
+from bench.update import Trainer
+
+KEEP = 2
+
+
+def save(folder: Path, trainer: Trainer, iterations: int, memory: Memory) -> None:
+    """Write the state after `iterations`, and drop all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part, final = folder / f"{iterations:06d}.part", folder / f"{iterations:06d}.pt"
+    state = {
+        "iterations": iterations,
+        "optimizer_steps": trainer.optimizer_steps,
+        "parameters": [p.detach() for p in trainer.parameters()],
+        "optimizer": trainer.optimizer.state_dict(),
+        "ema": trainer.ema,
+        "memory": dict(memory),
+    }
+    torch.save(state, part)
+    part.replace(final)
+    for old in sorted(folder.glob("*.pt"))[:-KEEP]:
+        old.unlink()
+
+
+@torch.no_grad()
+def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
+    """Load the newest checkpoint into the trainer; return its iterations and memory, (0, {}) if there is none.
+
+    Raises:
+        RuntimeError: if the checkpoint cannot be read, with the way out.
+    """
+    complete = sorted(folder.glob("*.pt"))
+    if not complete:
+        return 0, {}
+    newest = complete[-1]
+    try:
+        state = torch.load(newest, map_location=trainer.policy.device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
+        raise RuntimeError(f"{newest} cannot be read ({error}); delete it and {older}") from error
+    torch._foreach_copy_([p.detach() for p in trainer.parameters()], state["parameters"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.ema = state["ema"]
+    trainer.optimizer_steps = state["optimizer_steps"]
+    return state["iterations"], state["memory"]

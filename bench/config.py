@@ -1,0 +1,332 @@
+"""What a run is, decided and checked before anything is computed: shared keys, arms, seeds, cells, hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bench.contract import OWNABLE, Algorithm, Context, Info, Memory
+from bench.parse import field_types, key_value, replaced, split_top
+from bench.registry import InputError, Registry, nearest
+from bench.schedule import shifted_sigmas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What the suite owns: equal for all arms, but for keys that an arm's `info.owns` declares and it sets."""
+
+    model: str = "tiny-flux"
+    """A registered name, or a folder in diffusers' layout."""
+    model_digest: str = ""
+    """Of a folder's contents; set by the program."""
+    resolution: int = 32
+    """Height and width of the images, pixels."""
+    guidance: float = 3.5
+    prompts: str = "world"
+    """`world`, the embedded model's; or a text file, one prompt a line."""
+    prompts_digest: str = ""
+    """Of the prompts; set by the program."""
+    rewards: tuple[str, ...] = ("soft",)
+    """Trained on: names, each with an optional weight, as in hpsv2.1:0.7. Weights are normalised to sum 1."""
+    combine: Literal["advantage", "reward"] = "advantage"
+    """Several rewards: weigh their advantages, or the rewards themselves."""
+    eval_rewards: tuple[str, ...] = ("soft", "graded", "strict", "tiny-clip")
+    """Scored on held-out prompts before and after training."""
+    features: str = "tiny-clip"
+    """The scorer in whose image features drift is measured; empty for none."""
+    iterations: int = 30
+    prompts_per_iteration: int = 8
+    group_size: int = 16
+    """Images a prompt."""
+    steps: int = 10
+    """Denoising steps T of a rollout."""
+    shift: float = 3.0
+    """Of the sigma grid."""
+    train_steps: tuple[int, ...] | None = None
+    """Steps whose edges may be trained; none says all but the last."""
+    kernel: Literal["dance_sde", "flow_sde", "cps"] | None = None
+    """Of stochastic steps; none leaves each algorithm its own."""
+    eta: float | None = None
+    """Noise level of stochastic steps; none leaves each algorithm its own."""
+    roots: Literal["shared", "independent"] | None = None
+    """Initial noise, one a group or one an image; none leaves each algorithm its own."""
+    clip: float | None = None
+    """Clip range of the ratio; none leaves each algorithm its own."""
+    solver: Literal["euler", "dpm2m"] = "euler"
+    """Of ODE steps in a rollout."""
+    adv_clip: float = 5.0
+    lr: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    updates_per_iteration: int = 1
+    """Optimiser steps an iteration; divides prompts_per_iteration."""
+    anchor: Literal["rollout", "recompute"] = "rollout"
+    """Where the ratio's denominator comes from: the rollout, or an extra, counted pass in training geometry."""
+    ema: float = 0.0
+    """Decay of the weights' moving average, which is then what is evaluated and saved; 0 keeps none."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the policy's forwards; latents, log-probs and weights are fp32."""
+    eval_split: Literal["heldout", "tune"] = "heldout"
+    """`tune` is for choosing hyper-parameters, so that held-out prompts stay held out."""
+    eval_prompts: int = 120
+    eval_samples: int = 2
+    """Images a held-out prompt, with fixed noise each."""
+    eval_steps: int = 12
+    eval_solver: Literal["euler", "dpm2m"] = "euler"
+    checkpoint_every: int = 10
+    """Iterations."""
+    micro_batch: int = 128
+    """Rows of one policy call; changes memory and time alone."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "iterations", "prompts_per_iteration", "group_size", "updates_per_iteration", "micro_batch")
+        _positive(self, "lr", "adv_clip", "max_grad_norm", "eval_prompts", "eval_samples", "checkpoint_every", "shift")
+        if self.steps < 2 or self.eval_steps < 2:
+            raise ValueError("steps and eval_steps are at least 2")
+        if self.group_size < 2:
+            raise ValueError("group_size is at least 2: an advantage compares images of one prompt")
+        if self.prompts_per_iteration % self.updates_per_iteration:
+            raise ValueError(
+                f"updates_per_iteration={self.updates_per_iteration} must divide "
+                f"prompts_per_iteration={self.prompts_per_iteration}"
+            )
+        beyond = [k for k in self.train_steps or () if not 0 <= k <= self.steps - 2]
+        if beyond or self.train_steps == ():
+            raise ValueError(f"train_steps={list(self.train_steps or ())}: name steps from 0 to {self.steps - 2}")
+        if (self.clip is not None and self.clip <= 0) or (self.eta is not None and self.eta <= 0):
+            raise ValueError("clip and eta are positive")
+        if not 0 <= self.ema < 1:
+            raise ValueError("ema is a decay in [0, 1)")
+        if not self.rewards:
+            raise ValueError("rewards: name at least one, as in --rewards soft")
+
+    @property
+    def trained(self) -> tuple[int, ...]:
+        """Return the steps that may be trained."""
+        return tuple(range(self.steps - 1)) if self.train_steps is None else self.train_steps
+
+
+def _positive(value: Shared, *names: str) -> None:
+    for name in names:
+        if getattr(value, name) <= 0:
+            raise ValueError(f"{name}={getattr(value, name)} must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One arm and one seed: everything a worker needs to know."""
+
+    suite: str
+    arm: str
+    """As named on the command line."""
+    algo: str
+    """Its registered name."""
+    seed: int
+    shared: Shared
+    algorithm: Algorithm
+    plugins: tuple[str, ...]
+    hash: str
+
+    @property
+    def folder(self) -> str:
+        """Return the name of the cell's folder."""
+        return f"{_filename(self.arm)}-s{self.seed}-{self.hash}"
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """Return the shared keys as this arm runs them."""
+        own = settings(self.algorithm)
+        return {key: own[key] if key in OWNABLE and key in own else value for key, value in plain(self.shared).items()}
+
+    def context(self, iteration: int, slots: int, memory: Memory) -> Context:
+        """Return what the cell's algorithm may know at an iteration."""
+        effective = self.effective
+        return Context(
+            iteration=iteration,
+            seed=self.seed,
+            sigmas=shifted_sigmas(effective["steps"], self.shared.shift),
+            slots=slots,
+            group_size=self.shared.group_size,
+            train_steps=self.shared.trained,
+            solver=effective["solver"],
+            memory=memory,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSpec:
+    """An arm as written: a name, and its settings in brackets."""
+
+    label: str
+    algo: str
+    changes: Mapping[str, Any]
+
+
+def parse_arms(text: str) -> list[ArmSpec]:
+    """Return the arms of `dance(tf=0.6),branch(splits=sparse)`.
+
+    Raises:
+        InputError: for malformed text, or an arm named twice.
+    """
+    arms = []
+    for part in split_top(text):
+        name, bracket, rest = part.partition("(")
+        if bracket and not rest.endswith(")"):
+            raise InputError(f"{part!r}: an arm is written name or name(key=value,...)")
+        changes = dict(key_value(item) for item in split_top(rest[:-1])) if bracket else {}
+        arms.append(ArmSpec(label=part.replace(" ", ""), algo=name.strip(), changes=changes))
+    labels = [arm.label for arm in arms]
+    if not labels:
+        raise InputError("no arm is named; --algos dance,mix,branch names three")
+    if len(set(labels)) < len(labels):
+        raise InputError(f"an arm is named twice: {', '.join(labels)}")
+    return arms
+
+
+def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any]], algorithms: Registry) -> Algorithm:
+    """Return an arm's algorithm with all its settings.
+
+    Precedence, rising: the algorithm's defaults, the suite's shared keys, settings under the family's name, under
+    the arm's name, in its brackets.
+
+    Raises:
+        InputError: for unknown names, wrong values, or a shared key that the arm may not set itself.
+    """
+    base: Algorithm = algorithms.get(spec.algo)
+    own: dict[str, Any] = {}
+    for source in (layers.get(family(base), {}), layers.get(spec.algo, {}), spec.changes):
+        own |= source
+    shared_keys = field_types(Shared)
+    for key in own:
+        if key in shared_keys and key not in base.info.owns:
+            hint = f"it may set {', '.join(sorted(base.info.owns)) or 'none'}"
+            raise InputError(f"{spec.label}: {key!r} is shared by all arms ({hint}); use --set {key}=...")
+    given = {key: getattr(shared, key) for key in OWNABLE & settings(base).keys() & shared_keys.keys()}
+    return replaced(base, {key: v for key, v in given.items() if v is not None} | own, spec.label)
+
+
+def family(algorithm: Algorithm) -> str:
+    """Return the name that an algorithm's variants have in common: its class's, in lower case."""
+    return type(algorithm).__name__.lower()
+
+
+def check_layers(layers: Mapping[str, Mapping[str, Any]], algorithms: Registry) -> None:
+    """Raise InputError for settings under a name that is no algorithm's."""
+    known = {*algorithms.values, *map(family, algorithms.values.values())}
+    for name in layers:
+        if name not in known:
+            raise InputError(f"settings for {name!r}, which is no algorithm{nearest(name, sorted(known))}")
+
+
+def weights(rewards: Sequence[str]) -> dict[str, float]:
+    """Return the normalised weight of each reward named as `name` or `name:weight`.
+
+    Raises:
+        InputError: for a weight that is not a positive number, or a reward named twice.
+    """
+    found: dict[str, float] = {}
+    for item in rewards:
+        name, sign, weight = item.partition(":")
+        try:
+            value = float(weight) if sign else 1.0
+        except ValueError:
+            value = -1.0
+        if not 0 < value < float("inf"):
+            raise InputError(f"reward {item!r}: a weight is a positive number, as in {name}:0.5")
+        if name in found:
+            raise InputError(f"reward {name!r} is named twice")
+        found[name] = value
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()}
+
+
+def settings(algorithm: Algorithm) -> dict[str, Any]:
+    """Return an algorithm's hyper-parameters as plain values."""
+    return plain(algorithm)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass as a dictionary that YAML and JSON write and read back unchanged."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))
+
+
+def info_record(info: Info) -> dict[str, Any]:
+    """Return what records keep of an algorithm's info."""
+    return {
+        "paper": info.paper,
+        "reference": info.reference,
+        "deviations": list(info.deviations),
+        "owns": sorted(info.owns),
+    }
+
+
+def digest(value: Any) -> str:
+    """Return a short hash of a plain value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def identity(shared: Shared) -> dict[str, Any]:
+    """Return the shared keys that make two runs the same: contents, not the paths they were read from."""
+    keys = plain(shared)
+    for key in ("model", "prompts"):
+        keys[key] = keys[f"{key}_digest"] or keys[key]
+    return keys
+
+
+def make_cell(
+    suite: str, spec: ArmSpec, seed: int, shared: Shared, algorithm: Algorithm, plugins: Sequence[str]
+) -> Cell:
+    """Return a cell, with the hash of all that decides its numbers."""
+    what = {"shared": identity(shared), "algo": spec.algo, "algorithm": settings(algorithm), "seed": seed}
+    return Cell(
+        suite=suite,
+        arm=spec.label,
+        algo=spec.algo,
+        seed=seed,
+        shared=shared,
+        algorithm=algorithm,
+        plugins=tuple(plugins),
+        hash=digest(what),
+    )
+
+
+def cell_record(cell: Cell) -> dict[str, Any]:
+    """Return what config.yaml holds."""
+    return {
+        "version": 1,
+        "suite": cell.suite,
+        "arm": cell.arm,
+        "algo": cell.algo,
+        "seed": cell.seed,
+        "hash": cell.hash,
+        "shared": plain(cell.shared),
+        "effective": cell.effective,
+        "algorithm": settings(cell.algorithm),
+        "info": info_record(cell.algorithm.info),
+        "plugins": list(cell.plugins),
+    }
+
+
+def cell_from_record(record: Mapping[str, Any], algorithms: Registry) -> Cell:
+    """Return the cell of a config.yaml."""
+    algorithm = replaced(algorithms.get(record["algo"]), record["algorithm"], record["arm"])
+    shared = replaced(Shared(), record["shared"], "shared")
+    return Cell(
+        suite=record["suite"],
+        arm=record["arm"],
+        algo=record["algo"],
+        seed=record["seed"],
+        shared=shared,
+        algorithm=algorithm,
+        plugins=tuple(record["plugins"]),
+        hash=record["hash"],
+    )
+
+
+def _filename(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "-._=" else "_" for c in label).strip("_")

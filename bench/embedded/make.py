@@ -1,0 +1,88 @@
+"""Make the embedded model from nothing: `python -m bench.embedded.make --out DIR`.
+
+Writes DIR/tiny-flux (a pipeline that `diffusers.FluxPipeline.from_pretrained` loads), DIR/tiny-clip (the scorer) and
+DIR/made.json (how they were made and how good they are). Every stage saves checkpoints to DIR/work; the same command
+after an interruption continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+STAGES = ("tokenizers", "vae", "flux", "scorer")
+STEPS: Mapping[str, int] = {"vae": 2000, "flux": 12000, "scorer": 3000}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.embedded.make", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write to; an interrupted run continues there"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, pictures and batches (default 0)")
+    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="what to make (default all, in order)")
+    parser.add_argument("--steps", type=int, help="optimiser steps of the stage, instead of the measured number")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    arguments = parser.parse_args(argv)
+    if arguments.steps is not None and arguments.stage not in STEPS:
+        parser.error(f"--steps needs --stage {', '.join(STEPS)}: the stages have different numbers of steps")
+    return arguments
+
+
+def _record(out: Path, stage: str, seed: int, threads: int, result: Mapping[str, Any]) -> None:
+    """Add what a stage did to DIR/made.json."""
+    import diffusers
+    import numpy
+    import torch
+    import transformers
+
+    path = out / "made.json"
+    made = json.loads(path.read_text()) if path.exists() else {}
+    made["versions"] = {
+        "python": platform.python_version(),
+        **{module.__name__: module.__version__ for module in (torch, diffusers, transformers, numpy)},
+    }
+    rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}
+    made[stage] = {"seed": seed, "threads": threads, **rounded}
+    path.write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
+
+
+def _stages(out: Path, seed: int, steps: Mapping[str, int]) -> Mapping[str, Callable[[], Mapping[str, Any]]]:
+    from bench.embedded.make_flux import make_flux
+    from bench.embedded.make_scorer import make_scorer
+    from bench.embedded.make_text import make_text
+    from bench.embedded.make_vae import make_vae
+
+    flux, work = out / "tiny-flux", out / "work"
+    return {
+        "tokenizers": lambda: make_text(flux, seed),
+        "vae": lambda: make_vae(flux, work, seed, steps["vae"]),
+        "flux": lambda: make_flux(flux, work, seed, steps["flux"]),
+        "scorer": lambda: make_scorer(out / "tiny-clip", work, seed, steps["scorer"]),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make what the command line asks for."""
+    arguments = _arguments(argv)
+    # Threads that spin while they wait lose many times their gain as soon as another process wants the core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    steps = {**STEPS, **({arguments.stage: arguments.steps} if arguments.steps is not None else {})}
+    (arguments.out / "work").mkdir(parents=True, exist_ok=True)
+    stages = _stages(arguments.out, arguments.seed, steps)
+    for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
+        result = stages[stage]()
+        _record(arguments.out, stage, arguments.seed, arguments.threads, result)
+        print(f"{stage} done: {json.dumps(result)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Tokenizers and frozen text encoders of the embedded model, built offline from the world's words."""
+
+from __future__ import annotations
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from bench.embedded import world
+
+LENGTH = 12
+"""Tokens of a prompt, padding included, in training and in sampling: the pipeline uses no attention mask."""
+WIDTH = 64
+
+
+def words() -> list[str]:
+    """Return every word of the world's captions, sorted."""
+    return sorted({word for scene in world.scenes() for word in world.caption(scene).split()})
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Return a byte-pair tokenizer in which every word of the world is one token."""
+    trained = Tokenizer(BPE())
+    trained.pre_tokenizer = Whitespace()
+    ends = [f"{letter}</w>" for letter in string.ascii_lowercase]
+    trainer = BpeTrainer(vocab_size=4096, show_progress=False, end_of_word_suffix="</w>", special_tokens=ends)
+    trained.train_from_iterator(words(), trainer)
+    model = json.loads(trained.to_str())["model"]
+    pieces = ["<|startoftext|>", "<|endoftext|>", *string.ascii_lowercase, *ends]
+    pieces += [piece for piece in model["vocab"] if piece not in pieces]
+    merges: Any = [tuple(merge) for merge in model["merges"]]
+    return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, model_max_length=LENGTH)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a unigram tokenizer in which every word of the world is one token; letters spell the rest."""
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
+    vocab += [(f"▁{word}", -1.0) for word in words()] + [(letter, -10.0) for letter in string.ascii_lowercase]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)
+
+
+def clip_encoder(tokenizer: Any) -> CLIPTextModel:
+    """Return a random text encoder; trained jointly it was no better, so it stays as it was drawn."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        projection_dim=WIDTH,
+        intermediate_size=2 * WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,  # pooling reads the first of these
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """Return a random text encoder with embeddings of unit variance."""
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=WIDTH // 4, d_ff=2 * WIDTH, num_layers=2, num_heads=4
+    )
+    encoder = T5EncoderModel(config)
+    torch.nn.init.normal_(encoder.shared.weight)
+    return encoder
+
+
+def make_text(folder: Path, seed: int) -> Mapping[str, int]:
+    """Write tokenizers, text encoders and scheduler of the pipeline into `folder`; return the vocabularies' sizes.
+
+    Raises:
+        ValueError: a word of the world is not one token, so that a caption could overrun `LENGTH`.
+    """
+    torch.manual_seed(seed)
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    for word in words():
+        if len(clip(word).input_ids) != 3 or len(t5(word).input_ids) != 2:
+            raise ValueError(f"{word!r} is {clip.tokenize(word)} and {t5.tokenize(word)}, not one token each")
+    clip.save_pretrained(folder / "tokenizer")
+    t5.save_pretrained(folder / "tokenizer_2")
+    clip_encoder(clip).save_pretrained(folder / "text_encoder")
+    t5_encoder(t5).save_pretrained(folder / "text_encoder_2")
+    FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False).save_pretrained(folder / "scheduler")
+    return {"clip": len(clip), "t5": len(t5)}

@@ -1,0 +1,160 @@
+"""The base record of a suite, and the result of a trained cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench import record
+from bench.config import Cell, Shared, cell_record, identity
+from bench.contract import Reward
+from bench.policy import Condition, Policy
+from bench.update import Trainer
+from eval.diversity import kid, median_distance, mmd2
+from eval.heldout import Evaluation, Featurizer, evaluate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judges:
+    """Who judges, and on what."""
+
+    rewards: Mapping[str, Reward]
+    featurizer: Featurizer | None
+    prompts: tuple[str, ...]
+    condition: Condition
+
+
+def judge(policy: Policy, judges: Judges, shared: Shared, stream: str = "eval") -> Evaluation:
+    """Return the evaluation of a policy as the suite's keys say."""
+    return evaluate(
+        policy,
+        judges.condition,
+        judges.prompts,
+        judges.rewards,
+        judges.featurizer,
+        steps=shared.eval_steps,
+        shift=shared.shift,
+        solver=shared.eval_solver,
+        samples=shared.eval_samples,
+        chunk=shared.micro_batch,
+        stream=stream,
+    )
+
+
+def write_base(folder: Path, policy: Policy, judges: Judges, shared: Shared) -> None:
+    """Evaluate the base model on both noise streams and write its record."""
+    found = judge(policy, judges, shared)
+    reference = judge(policy, judges, shared, stream="eval-reference")
+    np.savez(folder / "features.npz", reference=reference.features)
+    write_samples(folder / "samples", found)
+    result: record.BaseResult = {
+        "version": record.VERSION,
+        "shared": identity(shared),
+        "prompts": list(judges.prompts),
+        "evaluation": plain_scores(found),
+        "units": units(judges.rewards),
+        "drift": drift(found.features, reference.features, shared.features),
+    }
+    record.write_json(folder / "result.json", result)
+
+
+def make_result(
+    cell: Cell, rows: Sequence[record.Row], found: Evaluation, judges: Judges, base: Path, flops: float
+) -> record.Result:
+    """Return the record of a finished cell."""
+    config = cell_record(cell)
+    seconds = seconds_per_iteration(rows)
+    with np.load(base / "features.npz") as features:
+        reference = features["reference"]
+    return {
+        "version": record.VERSION,
+        **{key: config[key] for key in ("suite", "arm", "algo", "seed", "hash", "info", "effective", "algorithm")},
+        "shared": config["shared"],
+        "base": base.name,
+        "nfe": mean_nested([row["nfe"] for row in rows]),
+        "calls": {key: sum(row["calls"][key] for row in rows) for key in ("rollout", "update", "anchor")},
+        "samples": sum(row["samples"] for row in rows),
+        "failed": sum(row["failed"] for row in rows),
+        "iterations": len(rows),
+        "seconds": sum(sum(row["seconds"].values()) for row in rows),
+        "seconds_per_iteration": seconds,
+        "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
+        "flops_per_call": flops,
+        "evaluation": plain_scores(found),
+        "units": units(judges.rewards),
+        "drift": drift(found.features, reference, cell.shared.features),
+    }  # pyright: ignore[reportReturnType]  # the keys spread from `config` are Result's
+
+
+def seconds_per_iteration(rows: Sequence[record.Row]) -> dict[str, float]:
+    """Return the median seconds by phase and in total, the first iteration dropped as warm-up where there are more."""
+    warm = rows[1:] or rows
+    phases = {name: float(np.median([row["seconds"][name] for row in warm])) for name in warm[0]["seconds"]}
+    return phases | {"total": float(np.median([sum(row["seconds"].values()) for row in warm]))}
+
+
+def mean_nested(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return the mean of dictionaries of dictionaries of numbers."""
+    return {
+        part: {kind: float(np.mean([v[part][kind] for v in values])) for kind in values[0][part]} for part in values[0]
+    }
+
+
+def drift(features: np.ndarray, reference: np.ndarray, scorer: str) -> record.Drift:
+    """Return the distance of samples from base samples of a disjoint noise stream."""
+    if not features.size:
+        return {"kid": float("nan"), "mmd2": float("nan"), "bandwidth": float("nan"), "features": scorer, "n": 0}
+    bandwidth = median_distance(reference)
+    return {
+        "kid": kid(features, reference),
+        "mmd2": mmd2(features, reference, bandwidth),
+        "bandwidth": bandwidth,
+        "features": scorer,
+        "n": len(features),
+    }
+
+
+def plain_scores(found: Evaluation) -> record.Scores:
+    """Return scores as JSON has them: null for a failed one."""
+    return {
+        name: [[None if np.isnan(x) else float(x) for x in prompt] for prompt in value]
+        for name, value in found.scores.items()
+    }
+
+
+def units(rewards: Mapping[str, Reward]) -> dict[str, record.Unit]:
+    """Return what each reward's numbers mean."""
+    return {name: cast(record.Unit, asdict(reward.info)) for name, reward in rewards.items()}
+
+
+def write_samples(folder: Path, found: Evaluation) -> None:
+    """Write the shown images as PNG, named by their prompt's number."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(found.images):
+        pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
+@torch.no_grad()
+def load_average(trainer: Trainer) -> None:
+    """Put the moving average, if one is kept, in place of the weights: it is what is judged and saved."""
+    if trainer.ema:
+        torch._foreach_copy_([p.detach() for p in trainer.parameters()], trainer.ema)
+
+
+@torch.no_grad()
+def flops_per_call(policy: Policy, condition: Condition) -> float:
+    """Return the floating-point operations of one forward of one row, counted, not estimated."""
+    x = torch.zeros((1, *policy.latent_shape), device=policy.device)
+    first = condition.rows(torch.zeros(1, dtype=torch.long, device=policy.device))
+    with FlopCounterMode(display=False) as counter:
+        policy.velocity(x, torch.ones(1, device=policy.device), first)
+    return counter.get_total_flops() / policy.calls_per_velocity

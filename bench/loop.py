@@ -1,0 +1,174 @@
+"""One cell from its first iteration to DONE; takes objects, knows no names. Resumes from the newest checkpoint."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from bench import checkpoint, record
+from bench.config import Cell
+from bench.contract import Memory, Reward
+from bench.cost import Clock, nfe, peak_host_bytes
+from bench.data import of_iteration
+from bench.noise import Noise
+from bench.policy import Condition, Policy
+from bench.rollout import rollout
+from bench.score import Scores, advantages, decode, score
+from bench.update import Iteration, Trainer, Updated, update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The objects that a cell is trained with."""
+
+    cell: Cell
+    policy: Policy
+    accelerator: Accelerator
+    rewards: Mapping[str, Reward]
+    weight: Mapping[str, float]
+    prompts: tuple[str, ...]
+    condition: Condition
+    """Of the prompts, one a row."""
+
+
+def make_trainer(parts: Parts) -> Trainer:
+    """Return a trainer at optimiser step 0."""
+    shared, policy, accelerator = parts.cell.shared, parts.policy, parts.accelerator
+    policy.model = accelerator.prepare(policy.model)
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=shared.lr, betas=shared.betas, weight_decay=shared.weight_decay)
+    return Trainer(
+        policy=policy,
+        accelerator=accelerator,
+        optimizer=accelerator.prepare(optimizer),
+        ema_decay=shared.ema,
+        max_grad_norm=shared.max_grad_norm,
+        ema=[p.detach().clone() for p in parameters] if shared.ema else [],
+    )
+
+
+def train(parts: Parts, folder: Path) -> Trainer:
+    """Run the iterations that are missing; return the trained state.
+
+    What the newest checkpoint holds has happened, rows past it are cut, and every draw is keyed: a cell that was
+    killed ends with the records of one that was not.
+    """
+    shared = parts.cell.shared
+    trainer = make_trainer(parts)
+    clock = Clock(synchronize=_synchronizer(parts.policy.device))
+    metrics = folder / "metrics.jsonl"
+    start, memory = checkpoint.restore(folder / "checkpoints", trainer)
+    record.cut_rows(metrics, start)
+    for iteration in range(start, shared.iterations):
+        row, memory = iterate(parts, trainer, iteration, memory, clock)
+        record.append_row(metrics, row)
+        if (iteration + 1) % shared.checkpoint_every == 0 or iteration + 1 == shared.iterations:
+            checkpoint.save(folder / "checkpoints", trainer, iteration + 1, memory)
+    return trainer
+
+
+def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, clock: Clock) -> tuple[record.Row, Memory]:
+    """Run one iteration: plan, rollout, rewards, credit, selection, update; return its row and the next memory."""
+    cell, shared, algorithm = parts.cell, parts.cell.shared, parts.cell.algorithm
+    began = time.perf_counter()
+    chosen = of_iteration(parts.prompts, cell.seed, iteration, shared.prompts_per_iteration)
+    condition = parts.condition.rows(torch.tensor(chosen, device=parts.policy.device))
+    ctx = cell.context(iteration, shared.prompts_per_iteration, memory)
+    noise = Noise(seed=cell.seed, iteration=iteration)
+    plan = algorithm.plan(ctx)
+    with clock.phase("rollout"):
+        rolled = rollout(parts.policy, plan, condition, noise, keep=ctx.train_steps, chunk=shared.micro_batch)
+    with clock.phase("score"):
+        slot = plan.tree.slot[plan.tree.leaves()]
+        images = decode(parts.policy, rolled.x0, shared.micro_batch)
+        texts = [parts.prompts[chosen[s]] for s in slot.tolist()]
+        scores = score(parts.rewards, images, texts, slot, shared.micro_batch)
+    with clock.phase("credit"):
+        outcome, advantage = advantages(
+            algorithm,
+            plan,
+            rolled.log_prob,
+            scores,
+            parts.weight,
+            ctx,
+            combine=shared.combine,
+            adv_clip=shared.adv_clip,
+        )
+        selection = algorithm.select(plan, outcome, advantage, ctx)
+        memory = algorithm.remember(plan, outcome, ctx)
+    with clock.phase("update"):
+        it = Iteration(
+            plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
+        )
+        clip = cell.effective["clip"]
+        updated = update(
+            trainer,
+            algorithm,
+            it,
+            updates=shared.updates_per_iteration,
+            chunk=shared.micro_batch,
+            anchor=shared.anchor,
+            clip=clip,
+        )
+        if clip is not None and updated.drift > clip / 10 and shared.updates_per_iteration > 1:
+            warnings.warn(
+                f"log-probs drift by {updated.drift:.1e} between rollout and training, more than a tenth of the clip "
+                f"range {clip:g}; --set anchor=recompute removes it, at the cost of a pass",
+                stacklevel=2,
+            )
+    cost = nfe(plan, selection, parts.policy.calls_per_velocity)
+    row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)
+    seconds = clock.read()
+    row["seconds"] = seconds | {"other": time.perf_counter() - began - sum(seconds.values())}
+    return row, memory
+
+
+def make_row(
+    iteration: int,
+    scores: Scores,
+    total: np.ndarray,
+    updated: Updated,
+    cost: dict[str, dict[str, float]],
+    calls: int,
+    policy: Policy,
+) -> record.Row:
+    """Return an iteration's row; its seconds are filled in by the caller."""
+    times = policy.calls_per_velocity
+    return {
+        "iteration": iteration,
+        "reward": {name: float(np.nanmean(value)) for name, value in scores.reward.items()},
+        "reward_std": {name: float(np.nanstd(value)) for name, value in scores.reward.items()},
+        "reward_total": float(np.nanmean(total)),
+        "loss": updated.loss,
+        "grad_norm": updated.grad_norm,
+        "drift": updated.drift,
+        "log_ratio_max": updated.log_ratio_max,
+        "clip_fraction": updated.clip_fraction,
+        "nfe": cost,
+        "calls": {
+            "rollout": calls * times,
+            "update": updated.calls * times,
+            "anchor": updated.anchor_calls * times,
+        },
+        "seconds": {},
+        "samples": len(total),
+        "failed": int(scores.failed.sum()),
+        "failures": list(scores.failures),
+        "peak_memory_bytes": peak_bytes(policy.device),
+    }
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the peak of the device's memory, on a CPU the process's."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_host_bytes()
+
+
+def _synchronizer(device: torch.device):
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else (lambda: None)

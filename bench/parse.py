@@ -1,0 +1,133 @@
+"""Text -> typed values: a dataclass's own annotations say what a key takes; nothing passes silently."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from bench.registry import InputError, nearest
+
+
+def replaced(value: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """Return a copy of a frozen dataclass with checked changes.
+
+    Raises:
+        InputError: for an unknown key, a value of another type, or a value the dataclass itself refuses.
+    """
+    hints = field_types(type(value))
+    typed: dict[str, Any] = {}
+    for key, raw in changes.items():
+        if key not in hints:
+            raise InputError(f"{where} has no setting {key!r}{nearest(key, hints)}")
+        typed[key] = coerce(raw, hints[key], f"{where}.{key}")
+    try:
+        return dataclasses.replace(value, **typed)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+@cache
+def field_types(kind: type) -> dict[str, Any]:
+    """Return the types of a dataclass's settings by name."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def coerce(raw: Any, kind: Any, where: str) -> Any:
+    """Return `raw` (as YAML reads it) as a value of the annotated type.
+
+    Raises:
+        InputError: if it is none.
+    """
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _one_of(raw, get_args(kind), where)
+    if origin is Literal:
+        if raw in get_args(kind):
+            return raw
+        raise InputError(f"{where}={raw!r} is not a choice{nearest(str(raw), [str(a) for a in get_args(kind)])}")
+    if origin is tuple:
+        if not isinstance(raw, (list, tuple)):
+            raise InputError(f"{where}={raw!r}: a list is wanted, such as [0,1,2]")
+        inner = get_args(kind)
+        if inner[-1] is not Ellipsis and len(inner) != len(raw):
+            raise InputError(f"{where}={list(raw)}: {len(inner)} values are wanted")
+        return tuple(coerce(item, inner[0], where) for item in raw)
+    return _scalar(raw, kind, where)
+
+
+def _one_of(raw: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if raw is None and type(None) in kinds:
+        return None
+    said = []
+    for kind in kinds:
+        try:
+            if kind is not type(None):
+                return coerce(raw, kind, where)
+        except InputError as error:
+            said.append(str(error))
+    # A word most likely misspells a choice; anything else is best explained by the last alternative.
+    raise InputError(said[0] if isinstance(raw, str) else said[-1])
+
+
+def _scalar(raw: Any, kind: Any, where: str) -> Any:
+    if kind is bool and isinstance(raw, bool):
+        return raw
+    if kind is int and isinstance(raw, int) and not isinstance(raw, bool):
+        return raw
+    if kind is float and not isinstance(raw, bool):
+        try:
+            number = float(raw)  # YAML reads 1e-3 as text
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isnan(number):
+            return number
+    if kind is str and isinstance(raw, str):
+        return raw
+    raise InputError(f"{where}={raw!r}: {_spoken(kind)} is wanted")
+
+
+def _spoken(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    return names.get(kind, str(kind))
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """Return what YAML reads in a value of the command line."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}={text!r} is not a value YAML reads") from error
+
+
+def key_value(text: str) -> tuple[str, Any]:
+    """Return key and value of `key=value`."""
+    key, sign, value = text.partition("=")
+    if not sign or not key.strip():
+        raise InputError(f"{text!r}: a setting is written key=value")
+    return key.strip(), yaml_value(value.strip(), key.strip())
+
+
+def split_top(text: str) -> list[str]:
+    """Return the comma-separated parts of a text, commas inside brackets left alone.
+
+    Raises:
+        InputError: for unbalanced brackets.
+    """
+    parts, depth, start = [], 0, 0
+    for at, char in enumerate(text):
+        depth += (char in "([") - (char in ")]")
+        if depth < 0:
+            raise InputError(f"{text!r}: a bracket closes that was never opened")
+        if char == "," and depth == 0:
+            parts.append(text[start:at])
+            start = at + 1
+    if depth:
+        raise InputError(f"{text!r}: a bracket is never closed")
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]

@@ -1,0 +1,178 @@
+"""A process that runs a suite's unfinished cells: `python -m bench.worker SUITE`. Files are the truth.
+
+Several workers, on one machine or many that share the disk, may run at once: a cell holds a lock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from bench import judge, loop, record
+from bench.config import Cell, Shared, cell_from_record, digest, identity, weights
+from bench.data import evenly, load_prompts
+from bench.environment import environment
+from bench.models.source import resolve_model
+from bench.policy import Condition, Policy
+from bench.registry import Registry, load
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the folder's lock; yield False at once if another process has it and `wait` is off."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@dataclass(slots=True, kw_only=True)
+class Worker:
+    """Loads what cells name, and runs them."""
+
+    suite: Path
+    device: torch.device
+    encoded: dict[tuple[str, tuple[str, ...]], Condition] = field(default_factory=dict)
+    """Prompts are encoded once a process."""
+
+    def run(self, folder: Path) -> None:
+        """Train, judge and record a cell; DONE comes last."""
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        files = [Path(p) for p in config["plugins"]]
+        cell, rewards = cell_from_record(config, load("algorithms", files)), load("rewards", files)
+        policy = self.policy(cell.shared)
+        judges = self.judges(cell.shared, rewards, policy)
+        base = self.base(cell.shared, judges, policy)
+        record.write_json(folder / "environment.json", environment(_device_name(self.device), torch.get_num_threads()))
+        parts = self.parts(cell, rewards, policy)
+        flops = judge.flops_per_call(policy, parts.condition)
+        trainer = loop.train(parts, folder)
+        judge.load_average(trainer)
+        policy.model = parts.accelerator.unwrap_model(policy.model)
+        found = judge.judge(policy, judges, cell.shared)
+        judge.write_samples(folder / "samples", found)
+        _whole(folder / "pipeline", policy.save)
+        rows = list(record.read_rows(folder / "metrics.jsonl"))
+        record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
+        record.write_text(folder / "DONE", cell.hash + "\n")
+
+    def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
+        """Return the objects that a cell is trained with."""
+        prompts = load_prompts(cell.shared.prompts).train
+        weight = weights(cell.shared.rewards)
+        return loop.Parts(
+            cell=cell,
+            policy=policy,
+            accelerator=Accelerator(
+                cpu=self.device.type == "cpu", mixed_precision="bf16" if cell.shared.precision == "bf16" else "no"
+            ),
+            rewards={name: rewards.get(name)() for name in weight},
+            weight=weight,
+            prompts=prompts,
+            condition=self.condition(cell.shared, policy, prompts),
+        )
+
+    def policy(self, shared: Shared) -> Policy:
+        """Return the untrained model."""
+        source = resolve_model(shared.model)
+        module, _, name = source.family.partition(":")
+        adapter = getattr(import_module(module), name)
+        return adapter(source.folder, resolution=shared.resolution, guidance=shared.guidance, device=self.device)
+
+    def condition(self, shared: Shared, policy: Policy, prompts: Sequence[str]) -> Condition:
+        """Return encoded prompts."""
+        key = (shared.model, tuple(prompts))
+        if key not in self.encoded:
+            self.encoded[key] = policy.encode(prompts)
+        return self.encoded[key]
+
+    def judges(self, shared: Shared, rewards: Registry, policy: Policy) -> judge.Judges:
+        """Return the evaluation's scorers and prompts."""
+        split = getattr(load_prompts(shared.prompts), shared.eval_split)
+        prompts = tuple(evenly(split, shared.eval_prompts))
+        scorers = {name: rewards.get(name)() for name in shared.eval_rewards}
+        return judge.Judges(
+            rewards=scorers,
+            featurizer=(scorers.get(shared.features) or rewards.get(shared.features)()) if shared.features else None,
+            prompts=prompts,
+            condition=self.condition(shared, policy, prompts),
+        )
+
+    def base(self, shared: Shared, judges: judge.Judges, policy: Policy) -> Path:
+        """Return the folder of the base record, made by whoever needs it first."""
+        folder = self.suite / f"base-{digest(identity(shared))}"
+        folder.mkdir(exist_ok=True)
+        with locked(folder, wait=True):
+            if not (folder / "result.json").is_file():
+                judge.write_base(folder, policy, judges, shared)
+        return folder
+
+
+def _whole(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder under a temporary name, then rename it."""
+    part = folder.with_name(folder.name + ".part")
+    for stale in (part, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    write(part)
+    part.replace(folder)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def work(suite: Path, names: Sequence[str], device: str) -> int:
+    """Run the named cells that no one else runs; return how many failed."""
+    found = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    worker = Worker(suite=suite, device=found)
+    return sum(_attempt(worker, suite / name) for name in names)
+
+
+def _attempt(worker: Worker, folder: Path) -> bool:
+    """Run a cell unless it is done or being run; return whether it failed, its traceback then in error.txt."""
+    with locked(folder, wait=False) as mine:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        if not mine or record.is_done(folder, config["hash"]):
+            return False
+        error = folder / "error.txt"
+        error.unlink(missing_ok=True)
+        try:
+            worker.run(folder)
+        except Exception:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
+            record.write_text(error, traceback.format_exc())
+            traceback.print_exc()
+            return True
+    return False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a suite's unfinished cells; return 1 if one failed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("suite", type=Path)
+    parser.add_argument("--cells", nargs="*", help="folder names; default: all of the suite")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    names = args.cells or [path.parent.name for path in sorted(args.suite.glob("*/config.yaml"))]
+    try:
+        return 1 if work(args.suite, names, args.device) else 0
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""A model on held-out prompts: ODE samples under fixed noise, scored. Knows no algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.contract import Reward
+from bench.noise import Noise
+from bench.plan import branching
+from bench.policy import Condition, Policy
+from bench.rollout import rollout
+from bench.schedule import shifted_sigmas
+from bench.score import score
+
+EVAL_SEED = 0
+"""Evaluation noise depends on (prompt, k) alone, so that every cell of every seed is judged on the same draws."""
+
+
+class Featurizer(Protocol):
+    """A scorer whose image features span the space that drift is measured in."""
+
+    def features(self, images: Float[Tensor, "leaf 3 height width"]) -> Float[Tensor, "leaf feature"]:
+        """Return the features of images in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Scores and features of every image, and the first images themselves."""
+
+    scores: Mapping[str, Float[np.ndarray, "prompt sample"]]
+    features: Float[np.ndarray, "image feature"]
+    images: Float[Tensor, "shown 3 height width"]
+    failures: tuple[str, ...]
+
+
+def evaluate(
+    policy: Policy,
+    condition: Condition,
+    prompts: Sequence[str],
+    rewards: Mapping[str, Reward],
+    featurizer: Featurizer | None,
+    *,
+    steps: int,
+    shift: float,
+    solver: str,
+    samples: int,
+    chunk: int,
+    stream: str = "eval",
+    shown: int = 32,
+) -> Evaluation:
+    """Return the evaluation of a policy.
+
+    Args:
+        policy: sampled by the ODE.
+        condition: of the prompts, one a row.
+        prompts: one a slot.
+        rewards: the judges, by name.
+        featurizer: gives the features of drift; without one there are none.
+        steps: of the ODE.
+        shift: of its sigma grid.
+        solver: euler or dpm2m.
+        samples: images a prompt.
+        chunk: most images in memory at a time.
+        stream: of the root noise; `eval-reference` is disjoint from `eval`.
+        shown: how many images to return, first sample of the first prompts.
+    """
+    plan = branching(
+        shifted_sigmas(steps, shift),
+        slots=len(prompts),
+        fanout=[1] * steps,
+        noise_level=[0.0] * steps,
+        kernel="ode",
+        roots=samples,
+        solver=solver,
+    )
+    noise = Noise(seed=EVAL_SEED, iteration=0, root_stream=stream)
+    x0 = rollout(policy, plan, condition, noise, chunk=chunk).x0
+    slot = plan.tree.slot[plan.tree.leaves()]
+    texts = [prompts[s] for s in slot.tolist()]
+    values: dict[str, list[np.ndarray]] = {name: [] for name in rewards}
+    features, kept, failures = [], [], []
+    for start in range(0, len(x0), chunk):
+        part = slice(start, start + chunk)
+        images = policy.decode(x0[part])
+        scored = score(rewards, images, texts[part], slot[part], chunk) if rewards else None
+        for name, value in scored.reward.items() if scored else ():
+            values[name].append(value)
+        failures += scored.failures if scored else ()
+        if featurizer is not None:
+            features.append(featurizer.features(images).double().cpu().numpy())
+        first = [i for i in range(len(images)) if (start + i) % samples == 0]
+        kept.append(images[first].cpu())
+    return Evaluation(
+        scores={name: np.concatenate(v).reshape(len(prompts), samples) for name, v in values.items()},
+        features=np.concatenate(features) if features else np.zeros((0, 0)),
+        images=torch.cat(kept)[:shown],
+        failures=tuple(dict.fromkeys(failures)),
+    )
