@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from bench import checkpoint, record
-from bench.config import Cell
+from bench.config import Cell, Shared
 from bench.contract import Memory, Reward
 from bench.cost import Clock, nfe, peak_host_bytes
 from bench.data import of_iteration
@@ -117,15 +116,10 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
             anchor=shared.anchor,
             clip=clip,
         )
-        if clip is not None and updated.drift > clip / 10 and shared.updates_per_iteration > 1:
-            warnings.warn(
-                f"log-probs drift by {updated.drift:.1e} between rollout and training, more than a tenth of the clip "
-                f"range {clip:g}; --set anchor=recompute removes it, at the cost of a pass",
-                stacklevel=2,
-            )
     cost = nfe(plan, selection, parts.policy.calls_per_velocity)
     row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)
     seconds = clock.read()
+    row["warnings"] = drift_warnings(updated.drift, clip, shared)
     row["seconds"] = seconds | {"other": time.perf_counter() - began - sum(seconds.values())}
     return row, memory
 
@@ -139,7 +133,7 @@ def make_row(
     calls: int,
     policy: Policy,
 ) -> record.Row:
-    """Return an iteration's row; its seconds are filled in by the caller."""
+    """Return an iteration's row; its seconds and warnings are filled in by the caller."""
     times = policy.calls_per_velocity
     return {
         "iteration": iteration,
@@ -161,8 +155,19 @@ def make_row(
         "samples": len(total),
         "failed": int(scores.failed.sum()),
         "failures": list(scores.failures),
+        "warnings": [],
         "peak_memory_bytes": peak_bytes(policy.device),
     }
+
+
+def drift_warnings(drift: float, clip: float | None, shared: Shared) -> list[str]:
+    """Return a warning where rounding, and not the policy, moves ratios that later shards are clipped by."""
+    if clip is None or shared.updates_per_iteration == 1 or shared.anchor == "recompute" or drift <= clip / 10:
+        return []
+    return [
+        f"log-probs drift by {drift:.1e} between rollout and training, more than a tenth of the clip range {clip:g}; "
+        "--set anchor=recompute removes it, at the cost of one pass"
+    ]
 
 
 def peak_bytes(device: torch.device) -> int:

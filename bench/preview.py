@@ -65,7 +65,9 @@ def config_diff(cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
     """
     arms = {cell.arm: cell.effective for cell in cells}
     by_key = {key: {arm: keys[key] for arm, keys in arms.items()} for key in next(iter(arms.values()))}
-    return {key: by_arm for key, by_arm in by_key.items() if len({repr(v) for v in by_arm.values() if v is not None}) > 1}
+    return {
+        key: by_arm for key, by_arm in by_key.items() if len({repr(v) for v in by_arm.values() if v is not None}) > 1
+    }
 
 
 def recorded_seconds(runs: Path, cell: Cell) -> float | None:

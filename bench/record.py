@@ -68,6 +68,9 @@ class Row(TypedDict):
     failed: int
     """Leaves without a score."""
     failures: list[str]
+    """What their scorers said."""
+    warnings: list[str]
+    """What a reader should know of this iteration's numbers."""
     peak_memory_bytes: int
 
 

@@ -125,6 +125,8 @@ def execute(suite: Suite, jobs: int | None, device: str) -> int:
         print(f"{suite.folder}: {len(missing)} of {len(suite.cells)} cells to run, {host.jobs} at a time", flush=True)
         workers = grid.start(suite, host, device)
         display.watching(suite, console, lambda watch: grid.finish(workers, watch))
+    for cell, what in grid.remarks(suite).items():
+        print(f"bench: {cell}: {what}", file=sys.stderr)
     failed = grid.failures(suite)
     for cell, why in failed.items():
         print(f"bench: {cell} failed: {why}", file=sys.stderr)

@@ -143,6 +143,21 @@ def finish(workers: Sequence[subprocess.Popen[bytes]], watch: Callable[[], None]
             worker.wait()
 
 
+def remarks(suite: Suite) -> dict[str, str]:
+    """Return, of every cell whose rows carry warnings or failed leaves, what they say."""
+    said = {}
+    for cell in suite.cells:
+        rows = list(record.read_rows(suite.folder / cell.folder / "metrics.jsonl"))
+        failed = sum(row["failed"] for row in rows)
+        lines = [text for row in rows for text in row["warnings"]][:1]
+        if failed:
+            why = dict.fromkeys(text for row in rows for text in row["failures"])
+            lines.append(f"{failed} images could not be scored: {'; '.join(why) or 'NaN scores'}")
+        if lines:
+            said[f"{cell.arm} seed {cell.seed}"] = "; ".join(lines)
+    return said
+
+
 def failures(suite: Suite) -> dict[str, str]:
     """Return, of every cell that is not done, the last line of its error, or what else is known."""
     said = {}
