@@ -46,7 +46,8 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
         raise RuntimeError(f"{newest} cannot be read ({error}); delete it and {older}") from error
-    torch._foreach_copy_([p.detach() for p in trainer.parameters()], state["parameters"])
+    for parameter, value in zip(trainer.parameters(), state["parameters"], strict=True):
+        parameter.copy_(value)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.ema = state["ema"]
     trainer.optimizer_steps = state["optimizer_steps"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -87,6 +87,7 @@ class Outcome:
     """The leaves' node numbers."""
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """A frozen dataclass of hyper-parameters with four choices about a tree.
 
@@ -130,6 +131,7 @@ class RewardInfo:
     reference: str
 
 
+@runtime_checkable
 class Reward(Protocol):
     """Scores a batch of images. Construction takes no arguments and holds the heavy imports."""
 

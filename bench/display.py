@@ -108,10 +108,9 @@ class Watch:
 def table(found: Sequence[Progress], seconds: float) -> Table:
     """Return the live table."""
     out = Table(title=f"{sum(p.done for p in found)} of {len(found)} cells done, {seconds:.0f} s", title_justify="left")
-    for name, justify in (("cell", "left"), ("iteration", "right"), ("reward", "right")):
-        out.add_column(name, justify=justify)
-    out.add_column("rollout  score  update, s", justify="right")
-    out.add_column("left, s", justify="right")
+    out.add_column("cell")
+    for name in ("iteration", "reward", "rollout  score  update, s", "left, s"):
+        out.add_column(name, justify="right")
     for p in found:
         left = "" if np.isnan(p.left) or p.done else f"{p.left:.0f}"
         out.add_row(f"{p.arm} seed {p.seed}", p.state, p.reward, p.phases, left)

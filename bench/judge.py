@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import record
-from bench.config import Cell, Shared, cell_record, identity
+from bench.config import Cell, Shared, identity, info_record, plain, settings
 from bench.contract import Reward
 from bench.policy import Condition, Policy
 from bench.update import Trainer
@@ -68,28 +68,37 @@ def make_result(
     cell: Cell, rows: Sequence[record.Row], found: Evaluation, judges: Judges, base: Path, flops: float
 ) -> record.Result:
     """Return the record of a finished cell."""
-    config = cell_record(cell)
-    seconds = seconds_per_iteration(rows)
     with np.load(base / "features.npz") as features:
         reference = features["reference"]
     return {
         "version": record.VERSION,
-        **{key: config[key] for key in ("suite", "arm", "algo", "seed", "hash", "info", "effective", "algorithm")},
-        "shared": config["shared"],
+        "suite": cell.suite,
+        "arm": cell.arm,
+        "algo": cell.algo,
+        "seed": cell.seed,
+        "hash": cell.hash,
+        "info": info_record(cell.algorithm.info),
+        "shared": plain(cell.shared),
+        "effective": cell.effective,
+        "algorithm": settings(cell.algorithm),
         "base": base.name,
         "nfe": mean_nested([row["nfe"] for row in rows]),
-        "calls": {key: sum(row["calls"][key] for row in rows) for key in ("rollout", "update", "anchor")},
+        "calls": {
+            "rollout": sum(row["calls"]["rollout"] for row in rows),
+            "update": sum(row["calls"]["update"] for row in rows),
+            "anchor": sum(row["calls"]["anchor"] for row in rows),
+        },
         "samples": sum(row["samples"] for row in rows),
         "failed": sum(row["failed"] for row in rows),
         "iterations": len(rows),
         "seconds": sum(sum(row["seconds"].values()) for row in rows),
-        "seconds_per_iteration": seconds,
+        "seconds_per_iteration": seconds_per_iteration(rows),
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         "flops_per_call": flops,
         "evaluation": plain_scores(found),
         "units": units(judges.rewards),
         "drift": drift(found.features, reference, cell.shared.features),
-    }  # pyright: ignore[reportReturnType]  # the keys spread from `config` are Result's
+    }
 
 
 def seconds_per_iteration(rows: Sequence[record.Row]) -> dict[str, float]:
@@ -146,8 +155,8 @@ def write_samples(folder: Path, found: Evaluation) -> None:
 @torch.no_grad()
 def load_average(trainer: Trainer) -> None:
     """Put the moving average, if one is kept, in place of the weights: it is what is judged and saved."""
-    if trainer.ema:
-        torch._foreach_copy_([p.detach() for p in trainer.parameters()], trainer.ema)
+    for parameter, value in zip(trainer.parameters(), trainer.ema, strict=True) if trainer.ema else ():
+        parameter.copy_(value)
 
 
 @torch.no_grad()

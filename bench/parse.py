@@ -88,8 +88,8 @@ def _scalar(raw: Any, kind: Any, where: str) -> Any:
             number = math.nan
         if not math.isnan(number):
             return number
-    if kind is str and isinstance(raw, str):
-        return raw
+    if kind is str and (raw is None or isinstance(raw, str)):
+        return raw or ""  # `key=` reads as None
     raise InputError(f"{where}={raw!r}: {_spoken(kind)} is wanted")
 
 

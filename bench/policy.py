@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ class Condition:
         return Condition(tensors=tuple(t.index_select(0, index) for t in self.tensors))
 
 
+@runtime_checkable
 class Policy(Protocol):
     """One adapter a model family, none an algorithm. Guidance lives here: a velocity is already guided."""
 

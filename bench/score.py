@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,18 +48,29 @@ def score(
     Raises:
         RuntimeError: if no leaf could be scored at all, with the scorers' own words.
     """
-    values, said = {}, []
+    said: list[str] = []
+    values: dict[str, np.ndarray] = {}
     for name, reward in rewards.items():
         parts = [
             _attempt(name, reward, images[rows], prompts[rows], group[rows], said)
-            for rows in in_chunks(len(images), chunk)
+            for rows in whole_groups(group, chunk)
         ]
         values[name] = np.concatenate(parts)
-    failed = np.isnan(np.stack(list(values.values()))).any(0)
+    failed = np.asarray(np.isnan(np.stack(list(values.values()))).any(0))
     if failed.all():
         raise RuntimeError(f"no image could be scored: {'; '.join(dict.fromkeys(said)) or 'every score is NaN'}")
     reward = {name: np.where(failed, np.nan, value) for name, value in values.items()}
     return Scores(reward=reward, failed=failed, failures=tuple(dict.fromkeys(said)))
+
+
+def whole_groups(group: Int[np.ndarray, " leaf"], chunk: int) -> list[slice]:
+    """Return slices of about `chunk` rows that split no group: a reward may compare the images of one prompt."""
+    ends = np.r_[np.flatnonzero(np.diff(group)) + 1, len(group)]
+    cuts = [0]
+    for end, after in zip(ends, [*ends[1:], np.inf], strict=True):
+        if after - cuts[-1] > chunk:
+            cuts.append(int(end))
+    return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def _attempt(

@@ -122,9 +122,14 @@ def start(suite: Suite, host: Machine, device: str) -> list[subprocess.Popen[byt
             env["CUDA_VISIBLE_DEVICES"] = host.gpus[index % len(host.gpus)]
         # Workers begin at different cells, so that they do not race for each lock.
         order = names[index:] + names[:index]
-        command = [sys.executable, "-m", "bench.worker", str(suite.folder), "--device", device, "--cells", *order]
+        command = [sys.executable, "-m", "bench.worker", str(suite.folder), "--device", device, "--tied"]
+        command += ["--cells", *order]
         with (suite.folder / f"worker-{index}.log").open("ab") as log:
-            workers.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True))
+            workers.append(
+                subprocess.Popen(
+                    command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                )
+            )
     return workers
 
 

@@ -47,7 +47,8 @@ class Trainer:
         if self.ema_decay:
             n = self.optimizer_steps
             decay = min(self.ema_decay, (1 + n) / (10 + n))
-            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters()], 1 - decay)
+            for average, parameter in zip(self.ema, self.parameters(), strict=True):
+                average.lerp_(parameter.detach(), 1 - decay)
         assert norm is not None
         return norm.detach()
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import os
 import shutil
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -137,18 +139,28 @@ def _device_name(device: torch.device) -> str:
 
 
 def work(suite: Path, names: Sequence[str], device: str) -> int:
-    """Run the named cells that no one else runs; return how many failed."""
+    """Run the named cells that are not done, each by one worker; return how many failed here.
+
+    A cell that another worker holds is waited for at the end, and taken over if that worker died.
+    """
     found = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     worker = Worker(suite=suite, device=found)
-    return sum(_attempt(worker, suite / name) for name in names)
+    folders = [suite / name for name in names]
+    tried = {folder: _attempt(worker, folder, wait=False) for folder in folders}
+    for folder in folders:
+        if tried[folder] is None and not (folder / "error.txt").is_file():
+            tried[folder] = _attempt(worker, folder, wait=True)
+    return sum(done is False for done in tried.values())
 
 
-def _attempt(worker: Worker, folder: Path) -> bool:
-    """Run a cell unless it is done or being run; return whether it failed, its traceback then in error.txt."""
-    with locked(folder, wait=False) as mine:
+def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
+    """Run a cell; return whether it is done, None if another worker has it. A failure's traceback is in error.txt."""
+    with locked(folder, wait=wait) as mine:
+        if not mine:
+            return None
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        if not mine or record.is_done(folder, config["hash"]):
-            return False
+        if record.is_done(folder, config["hash"]):
+            return True
         error = folder / "error.txt"
         error.unlink(missing_ok=True)
         try:
@@ -156,17 +168,30 @@ def _attempt(worker: Worker, folder: Path) -> bool:
         except Exception:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
             record.write_text(error, traceback.format_exc())
             traceback.print_exc()
-            return True
-    return False
+            return False
+        return True
+
+
+def stop_with_parent() -> None:
+    """End this process when standard input closes: a driver that is killed leaves no worker behind."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a suite's unfinished cells; return 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.worker", description="Run the unfinished cells of a suite.")
     parser.add_argument("suite", type=Path)
     parser.add_argument("--cells", nargs="*", help="folder names; default: all of the suite")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--tied", action="store_true", help="stop when standard input closes")
     args = parser.parse_args(argv)
+    if args.tied:
+        stop_with_parent()
     names = args.cells or [path.parent.name for path in sorted(args.suite.glob("*/config.yaml"))]
     try:
         return 1 if work(args.suite, names, args.device) else 0

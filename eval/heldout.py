@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ EVAL_SEED = 0
 """Evaluation noise depends on (prompt, k) alone, so that every cell of every seed is judged on the same draws."""
 
 
+@runtime_checkable
 class Featurizer(Protocol):
     """A scorer whose image features span the space that drift is measured in."""
 
@@ -84,7 +85,8 @@ def evaluate(
     noise = Noise(seed=EVAL_SEED, iteration=0, root_stream=stream)
     x0 = rollout(policy, plan, condition, noise, chunk=chunk).x0
     slot = plan.tree.slot[plan.tree.leaves()]
-    texts = [prompts[s] for s in slot.tolist()]
+    texts: list[str] = [prompts[int(s)] for s in slot]
+    chunk = max(samples, chunk - chunk % samples)  # whole prompts
     values: dict[str, list[np.ndarray]] = {name: [] for name in rewards}
     features, kept, failures = [], [], []
     for start in range(0, len(x0), chunk):

@@ -6,16 +6,13 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bench.policy import Condition
-
-if TYPE_CHECKING:
-    from diffusers import FluxTransformer2DModel
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
@@ -43,8 +40,11 @@ class Flux:
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
         self.folder, self.device, self.guidance = folder, device, guidance
-        self.model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(folder / "transformer").to(device)
-        self.vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).requires_grad_(False)
+        # diffusers declares its configurations as plain dictionaries; they are read as attributes.
+        transformer: Any = FluxTransformer2DModel.from_pretrained(folder / "transformer")
+        vae: Any = AutoencoderKL.from_pretrained(folder / "vae")
+        self.model, self.vae = transformer.to(device), vae.to(device).requires_grad_(False)
+        self.guided: bool = transformer.config.guidance_embeds
         patch = 2 * 2 ** (len(self.vae.config.block_out_channels) - 1)
         if resolution % patch:
             raise ValueError(f"resolution={resolution}: this model makes images whose side is a multiple of {patch}")
@@ -60,8 +60,9 @@ class Flux:
         """Return CLIP's pooled and T5's token embeddings, one a row; the encoders leave memory afterwards."""
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-        clip = CLIPTextModel.from_pretrained(self.folder / "text_encoder").to(self.device)
-        t5 = T5EncoderModel.from_pretrained(self.folder / "text_encoder_2").to(self.device)
+        clip: Any = CLIPTextModel.from_pretrained(self.folder / "text_encoder")
+        t5: Any = T5EncoderModel.from_pretrained(self.folder / "text_encoder_2")
+        clip, t5 = clip.to(self.device), t5.to(self.device)
         clip_tokens = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         t5_tokens = AutoTokenizer.from_pretrained(self.folder / "tokenizer_2")
         distinct = list(dict.fromkeys(prompts))
@@ -75,11 +76,10 @@ class Flux:
     ) -> Float[Tensor, "row token channel"]:
         """Return noise minus image as the transformer predicts it."""
         pooled, tokens = condition.tensors
-        guided = self.model.config.guidance_embeds
         return self.model(
             hidden_states=x,
             timestep=sigma,
-            guidance=torch.full_like(sigma, self.guidance) if guided else None,
+            guidance=torch.full_like(sigma, self.guidance) if self.guided else None,
             pooled_projections=pooled,
             encoder_hidden_states=tokens,
             txt_ids=self.image_ids.new_zeros(tokens.shape[1], 3),
@@ -115,6 +115,6 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"{folder} lacks {', '.join(missing)}: fetch the whole repository again")
 
 
-def _ids(tokenizer, prompt: str) -> Tensor:
+def _ids(tokenizer: Any, prompt: str) -> Tensor:
     length = tokenizer.model_max_length
     return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
