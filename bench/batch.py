@@ -24,6 +24,8 @@ class Batch:
     item_query: Int[Tensor, " item"]
     target: Float[Tensor, "item *latent"]
     """The child latent as stored; for a forward-process item, the leaf."""
+    noise: Float[Tensor, "item *latent"] | None
+    """The standard normal that led to each target; only for a loss whose `info.needs` has "noise"."""
     noise_level: Float[Tensor, " item"]
     log_prob_old: Float[Tensor, " item"]
     advantage: Float[Tensor, " item"]

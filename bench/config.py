@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,6 +87,10 @@ class Shared:
     def __post_init__(self) -> None:
         _positive(self, "iterations", "prompts_per_iteration", "group_size", "updates_per_iteration", "micro_batch")
         _positive(self, "lr", "adv_clip", "max_grad_norm", "eval_prompts", "eval_samples", "checkpoint_every", "shift")
+        _positive(self, "resolution")
+        for name in ("lr", "weight_decay", "shift", "guidance", "clip", "eta"):
+            if math.isinf(getattr(self, name) or 0.0):
+                raise ValueError(f"{name}={getattr(self, name)} must be finite")
         if self.steps < 2 or self.eval_steps < 2:
             raise ValueError("steps and eval_steps are at least 2")
         if self.group_size < 2:
@@ -102,6 +107,12 @@ class Shared:
             raise ValueError("clip and eta are positive")
         if not 0 <= self.ema < 1:
             raise ValueError("ema is a decay in [0, 1)")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} are decays in [0, 1)")
+        if self.weight_decay < 0:
+            raise ValueError(
+                f"weight_decay={self.weight_decay} is not negative: decay shrinks weights, never grows them"
+            )
         if not self.rewards:
             raise ValueError("rewards: name at least one, as in --rewards soft")
 
@@ -178,7 +189,11 @@ def parse_arms(text: str) -> list[ArmSpec]:
         name, bracket, rest = part.partition("(")
         if bracket and not rest.endswith(")"):
             raise InputError(f"{part!r}: an arm is written name or name(key=value,...)")
-        changes = dict(key_value(item) for item in split_top(rest[:-1])) if bracket else {}
+        items = [key_value(item) for item in split_top(rest[:-1])] if bracket else []
+        changes = dict(items)
+        if len(changes) < len(items):
+            twice = next(key for at, (key, _) in enumerate(items) if key in dict(items[:at]))
+            raise InputError(f"{part!r} sets {twice!r} twice")
         arms.append(ArmSpec(label=part.replace(" ", ""), algo=name.strip(), changes=changes))
     labels = [arm.label for arm in arms]
     if not labels:
@@ -207,7 +222,11 @@ def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any
             hint = f"it may set {', '.join(sorted(base.info.owns)) or 'none'}"
             raise InputError(f"{spec.label}: {key!r} is shared by all arms ({hint}); use --set {key}=...")
     given = {key: getattr(shared, key) for key in OWNABLE & settings(base).keys() & shared_keys.keys()}
-    return replaced(base, {key: v for key, v in given.items() if v is not None} | own, spec.label)
+    algorithm = replaced(base, {key: v for key, v in given.items() if v is not None} | own, spec.label)
+    clip = settings(algorithm).get("clip")
+    if clip is not None and clip <= 0:
+        raise InputError(f"{spec.label}: clip={clip} must be positive")
+    return algorithm
 
 
 def family(algorithm: Algorithm) -> str:

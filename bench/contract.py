@@ -30,6 +30,9 @@ Memory = Mapping[str, Any]
 OWNABLE = frozenset({"clip", "kernel", "eta", "roots", "steps", "solver", "guidance"})
 """Shared keys an arm may set itself, if its `Info.owns` says so (fairness)."""
 
+NEEDS = frozenset({"noise"})
+"""What a loss may ask for: the noise of its edges."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
@@ -42,7 +45,7 @@ class Info:
     deviations: tuple[str, ...]
     """Where this implementation differs from the paper or its code, and why."""
     needs: frozenset[str] = frozenset()
-    """Further policies the loss asks for, of old, reference, ema; each is evaluated, batched and counted."""
+    """What the loss asks for beyond the live policy, a subset of `NEEDS`."""
     owns: frozenset[str] = frozenset()
     """Shared keys this algorithm may set itself; a subset of `OWNABLE`."""
     claims: frozenset[str] = frozenset({"group_size"})
@@ -51,6 +54,8 @@ class Info:
     def __post_init__(self) -> None:
         if not self.owns <= OWNABLE:
             raise ValueError(f"an algorithm cannot own {sorted(self.owns - OWNABLE)}; ownable are {sorted(OWNABLE)}")
+        if not self.needs <= NEEDS:
+            raise ValueError(f"a loss cannot need {sorted(self.needs - NEEDS)}; offered are {sorted(NEEDS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +115,7 @@ class Algorithm(Protocol):
         ...
 
     def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum over the batch's items; `velocity` has "live" and what `info.needs` names."""
+        """Return the weighted sum over the batch's items; `velocity["live"]` is the policy's, one row a query."""
         ...
 
     def remember(self, plan: Plan, outcome: Outcome, ctx: Context) -> Memory:  # noqa: ARG002

@@ -8,11 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.plan import Plan
 from bench.select import Selection
+
+if TYPE_CHECKING:
+    from bench.policy import Condition, Policy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +55,7 @@ def nfe(plan: Plan, selection: Selection, calls_per_velocity: int = 1) -> Nfe:
     leaves, edges = int((fanout == 0).sum()), int((tree.parent >= 0).sum())
     forks = np.bincount(tree.root()[fanout > 1], minlength=int(tree.offset[1]))
     return Nfe(
-        rollout_paper=plan.steps if forks.max() <= 1 else len(tree) / leaves,
+        rollout_paper=float(plan.steps) if forks.max() <= 1 else len(tree) / leaves,
         rollout_edges=edges / leaves,
         rollout_calls=calls_per_velocity * int((fanout > 0).sum()) / leaves,
         update_edges=len(selection.item_node) / leaves,
@@ -93,3 +97,15 @@ def peak_host_bytes() -> int:
     """Return the process's largest resident size so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def flops_per_call(policy: Policy, condition: Condition) -> float:
+    """Return the floating-point operations of one forward of one row, counted, not estimated."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x = torch.zeros((1, *policy.latent_shape), device=policy.device)
+    first = condition.rows(torch.zeros(1, dtype=torch.long, device=policy.device))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        policy.velocity(x, torch.ones(1, device=policy.device), first)
+    return counter.get_total_flops() / policy.calls_per_velocity

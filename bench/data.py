@@ -40,7 +40,7 @@ def load_prompts(source: str) -> Prompts:
     if not path.is_file():
         raise InputError(f"prompts={source!r}: no such file; give a text file with one prompt a line, or world")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"prompts={source!r} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     distinct = list(dict.fromkeys(line.strip() for line in lines if line.strip()))

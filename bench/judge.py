@@ -9,7 +9,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from bench import record
 from bench.config import Cell, Shared, identity, info_record, plain, settings
@@ -157,13 +156,3 @@ def load_average(trainer: Trainer) -> None:
     """Put the moving average, if one is kept, in place of the weights: it is what is judged and saved."""
     for parameter, value in zip(trainer.parameters(), trainer.ema, strict=True) if trainer.ema else ():
         parameter.copy_(value)
-
-
-@torch.no_grad()
-def flops_per_call(policy: Policy, condition: Condition) -> float:
-    """Return the floating-point operations of one forward of one row, counted, not estimated."""
-    x = torch.zeros((1, *policy.latent_shape), device=policy.device)
-    first = condition.rows(torch.zeros(1, dtype=torch.long, device=policy.device))
-    with FlopCounterMode(display=False) as counter:
-        policy.velocity(x, torch.ones(1, device=policy.device), first)
-    return counter.get_total_flops() / policy.calls_per_velocity

@@ -12,6 +12,8 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -19,6 +21,9 @@ from jaxtyping import Float, Int
 from bench.tree import Tree
 
 STREAMS = ("root", "edge", "shared", "forward", "select", "prompts", "shards", "eval", "eval-reference")
+
+Key: TypeAlias = tuple[Any, ...]
+"""A stream's name and the numbers of the key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,13 +45,13 @@ class Noise:
         """Return the roots' standard normals, correlated within a slot by `coupling`."""
         slot, rank = tree.slot.tolist(), tree.rank().tolist()
 
-        def own(root: int) -> np.random.Generator:
-            return self.generator(self.root_stream, slot[root], rank[root])
+        def own(root: int) -> Key:
+            return self.root_stream, slot[root], rank[root]
 
-        def shared(root: int) -> np.random.Generator:
-            return self.generator(self.root_stream, slot[root], -1)
+        def shared(root: int) -> Key:
+            return self.root_stream, slot[root], -1
 
-        return _coupled(range(int(tree.offset[1])), coupling, shape, own, shared)
+        return self._coupled(range(int(tree.offset[1])), coupling, shape, own, shared)
 
     def edges(
         self, tree: Tree, node: Int[np.ndarray, " edge"], coupling: Float[np.ndarray, " node"], shape: Sequence[int]
@@ -59,13 +64,13 @@ class Noise:
         path, slot, depth = child_path(tree).tolist(), tree.slot.tolist(), tree.depth.tolist()
         parent = tree.parent.tolist()
 
-        def own(n: int) -> np.random.Generator:
-            return self.generator("edge", slot[n], depth[n], path[n])
+        def own(n: int) -> Key:
+            return "edge", slot[n], depth[n], path[n]
 
-        def shared(n: int) -> np.random.Generator:
-            return self.generator("shared", slot[n], depth[n], path[parent[n]])
+        def shared(n: int) -> Key:
+            return "shared", slot[n], depth[n], path[parent[n]]
 
-        return _coupled(node.tolist(), coupling, shape, own, shared)
+        return self._coupled(node.tolist(), coupling, shape, own, shared)
 
     def forward(
         self, slot: Int[np.ndarray, " query"], draw: Int[np.ndarray, " query"], shape: Sequence[int]
@@ -74,7 +79,31 @@ class Noise:
         keys = zip(slot.tolist(), draw.tolist(), strict=True)
         return np.stack([self.generator("forward", *key).standard_normal(shape, np.float32) for key in keys])
 
+    def _coupled(
+        self,
+        rows: Sequence[int],
+        coupling: Float[np.ndarray, " node"],
+        shape: Sequence[int],
+        own: Callable[[int], Key],
+        shared: Callable[[int], Key],
+    ) -> Float[np.ndarray, "row *latent"]:
+        out = np.empty((len(rows), *shape), np.float32)
+        normals = Rekeyed()
 
+        def draw(key: Key, into: np.ndarray) -> np.ndarray:
+            stream, *rest = key
+            return normals.at(self.seed, stream, self.iteration, *rest).standard_normal(out=into, dtype=np.float32)
+
+        for i, row in enumerate(rows):
+            rho = float(coupling[row])
+            draw(own(row), out[i])
+            if rho > 0:
+                xi_0 = draw(shared(row), np.empty(shape, np.float32))
+                out[i] = math.sqrt(rho) * xi_0 + math.sqrt(1 - rho) * out[i]
+        return out
+
+
+@lru_cache(maxsize=2)
 def child_path(tree: Tree) -> Int[np.ndarray, " node"]:
     """Return a 63-bit name of each node within its slot: its root's rank, then its rank at every fan-out above it.
 
@@ -95,11 +124,26 @@ def keyed(seed: int, stream: str, *key: int) -> np.random.Generator:
     Raises:
         ValueError: for a stream that is not one of `STREAMS`.
     """
-    if stream not in STREAMS:
-        raise ValueError(f"unknown stream {stream!r}; streams: {', '.join(STREAMS)}")
-    packed = struct.pack(f"<{len(key) + 1}q", seed, *key)
-    digest = hashlib.blake2b(packed, digest_size=16, key=stream.encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return Rekeyed().at(seed, stream, *key)
+
+
+class Rekeyed:
+    """One generator, set to key after key: making one costs more than the normals of a small latent."""
+
+    def __init__(self) -> None:
+        self._bits = np.random.Philox(key=0)
+        self._start = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+
+    def at(self, seed: int, stream: str, *key: int) -> np.random.Generator:
+        """Return the generator at the first number of a key; it is the same object every time."""
+        if stream not in STREAMS:
+            raise ValueError(f"unknown stream {stream!r}; streams: {', '.join(STREAMS)}")
+        packed = struct.pack(f"<{len(key) + 1}q", seed, *key)
+        digest = hashlib.blake2b(packed, digest_size=16, key=stream.encode()).digest()
+        self._start["state"]["key"][:] = np.frombuffer(digest, np.uint64)
+        self._bits.state = self._start
+        return self._generator
 
 
 def _mix(path: np.ndarray, rank: np.ndarray) -> np.ndarray:
@@ -108,20 +152,3 @@ def _mix(path: np.ndarray, rank: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
-
-
-def _coupled(
-    rows: Sequence[int],
-    coupling: Float[np.ndarray, " node"],
-    shape: Sequence[int],
-    own: Callable[[int], np.random.Generator],
-    shared: Callable[[int], np.random.Generator],
-) -> np.ndarray:
-    out = np.zeros((len(rows), *shape), np.float32)
-    for i, row in enumerate(rows):
-        rho = float(coupling[row])
-        if rho < 1:
-            out[i] = math.sqrt(1 - rho) * own(row).standard_normal(shape, np.float32)
-        if rho > 0:
-            out[i] += math.sqrt(rho) * shared(row).standard_normal(shape, np.float32)
-    return out

@@ -102,7 +102,7 @@ def yaml_value(text: str, where: str) -> Any:
     """Return what YAML reads in a value of the command line."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{where}={text!r} is not a value YAML reads") from error
 
 

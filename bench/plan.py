@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -34,7 +35,7 @@ class Plan:
     """Correlation of a node's noise with its siblings' (for roots, with the slot's other roots), in [0, 1]."""
     noise_scale: Float[np.ndarray, " node"]
     """Std that is sampled over std that is scored: 1, but for official code that differs."""
-    policy: str = "live"
+    policy: Literal["live"] = "live"
     """Who samples."""
 
     def __post_init__(self) -> None:
@@ -64,6 +65,10 @@ def check_edges(plan: Plan) -> None:
     tree, ode = plan.tree, plan.noise_level == 0
     if (plan.noise_level < 0).any() or not np.isfinite(plan.noise_level).all():
         raise ValueError("a noise level is finite and not negative")
+    if plan.kernel == "cps" and plan.noise_level.max() > 1:
+        raise ValueError(f"noise level {plan.noise_level.max():g} under cps: it is at most 1, a quarter turn")
+    if plan.kernel == "ode" and not ode.all():
+        raise ValueError("kernel ode has no noise: give its edges noise level 0, or another kernel")
     if not ode[tree.level(tree.steps)].all():
         raise ValueError("the last step is ODE under every kernel: its result is the image, and it is never trained")
     parent = tree.parent[ode & (tree.parent >= 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ def planned_nfe(cell: Cell) -> tuple[Nfe, int]:
             memory = cell.algorithm.remember(plan, outcome, ctx)
         except ValueError as error:
             raise InputError(f"{cell.arm}: {error}") from error
+        except Exception as error:  # an algorithm may be anyone's code
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{frame.filename}:{frame.lineno}"
+            raise InputError(f"{cell.arm}: {type(error).__name__}: {error} ({where})") from error
         if not len(selection.item_node):
             raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={cell.shared.trained}")
         costs.append(nfe(plan, selection))

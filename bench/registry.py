@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -62,11 +63,28 @@ def load(kind: str, files: Sequence[Path] = ()) -> Registry:
     origins: dict[str, str] = {}
     broken: dict[str, str] = {}
     for where, module in _modules(kind, files, broken):
-        for name, value in getattr(module, KINDS[kind], {}).items():
+        for name, value in _plugins(kind, where, module).items():
             if name in values:
                 raise InputError(f"two plugins are called {name!r}: {origins[name]} and {where}; rename one")
             values[name], origins[name] = value, where
     return Registry(kind=kind, values=values, origins=origins, broken=broken)
+
+
+def _plugins(kind: str, where: str, module: ModuleType) -> Mapping[str, Any]:
+    """Return a module's plugins of a kind, after checking that they may be some."""
+    found = getattr(module, KINDS[kind], {})
+    if not isinstance(found, Mapping):
+        raise InputError(f"{where}: {KINDS[kind]} must be a mapping of names to plugins")
+    for name, value in found.items():
+        if kind == "algorithms" and not (_has_info(value) and is_dataclass(value) and not isinstance(value, type)):
+            raise InputError(f"{where}: {name!r} is no algorithm; a dataclass's instance with an `info` is wanted")
+        if kind == "rewards" and not (_has_info(value) and callable(value)):
+            raise InputError(f"{where}: {name!r} is no reward; a class with an `info` is wanted")
+    return found
+
+
+def _has_info(value: Any) -> bool:
+    return hasattr(value, "info")
 
 
 def _modules(kind: str, files: Sequence[Path], broken: dict[str, str]) -> Iterator[tuple[str, ModuleType]]:
@@ -80,14 +98,15 @@ def _modules(kind: str, files: Sequence[Path], broken: dict[str, str]) -> Iterat
             yield name, importlib.import_module(name)
         except Exception:  # noqa: BLE001  # anyone's code may fail to import; it is reported and does not hide the others
             broken[name] = traceback.format_exc().strip().splitlines()[-1]
-    for file in files:
+    for file in dict.fromkeys(files):
         yield str(file), _from_file(file)
 
 
 def _from_file(file: Path) -> ModuleType:
     if not file.is_file():
         raise InputError(f"--plugin {file}: no such file")
-    name = f"bench_plugin_{file.stem}"
+    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    name = f"bench_plugin_{file.stem}_{place}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
@@ -100,4 +119,7 @@ def _from_file(file: Path) -> ModuleType:
     except Exception as error:
         del sys.modules[name]
         raise InputError(f"--plugin {file} does not load: {traceback.format_exc().strip().splitlines()[-1]}") from error
+    if not any(hasattr(module, mapping) for mapping in KINDS.values()):
+        del sys.modules[name]
+        raise InputError(f"--plugin {file} has none of {', '.join(KINDS.values())}: a mapping of names to plugins")
     return module

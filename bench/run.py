@@ -27,7 +27,7 @@ from bench.config import (
 )
 from bench.data import load_prompts
 from bench.models.catalog import ModelEntry
-from bench.models.source import entry_of, folder_digest, resolve_model
+from bench.models.source import check_side, entry_of, folder_digest, resolve_model
 from bench.parse import field_types, key_value, replaced
 from bench.presets import PRESETS
 from bench.preview import dry_run
@@ -44,6 +44,11 @@ examples:
 """
 
 
+FLAGS = frozenset({"algos", "preset", "model", "seeds", "suite", "out", "jobs", "device"})
+"""What is no shared key, so that --set refuses it."""
+FIXED = frozenset({"model_digest", "prompts_digest"})
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -51,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return {"run": run, "list": list_plugins, "report": report}[verb](words)
     except InputError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bench: interrupted; the same command goes on from here", file=sys.stderr)
@@ -84,7 +89,7 @@ def run_parser() -> argparse.ArgumentParser:
     add("--open", action="store_true", help="let this suite hold a second shared configuration")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     add("--jobs", type=int, metavar="N", help="worker processes (default: one a GPU, or one a CPU core)")
-    add("--device", default="auto", help="auto, cpu, cuda")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
     add("--dry-run", action="store_true", help="print cells, configuration diff and cost; compute nothing")
     add("--json", action="store_true", help="with --dry-run: for programs")
     return parser
@@ -103,7 +108,7 @@ def run(words: Sequence[str]) -> int:
     if args.dry_run:
         print(json.dumps(preview, indent=1) if args.json else spoken(suite, preview))
         return 0
-    resolve_model(suite.shared.model)
+    check_side(resolve_model(suite.shared.model), suite.shared.resolution)
     return execute(suite, args.jobs, args.device)
 
 
@@ -144,21 +149,29 @@ def make_suite(args: argparse.Namespace) -> Suite:
     file = config_file(args.config)
     algorithms, rewards = load("algorithms", args.plugin), load("rewards", args.plugin)
     model = args.model or file.pop("model", None) or Shared().model
+    if not isinstance(model, str):
+        raise InputError(f"model={model!r}: text is wanted")
     entry = entry_of(model)
+    if entry is None:
+        resolve_model(model)
     name = args.preset or file.pop("preset", None) or (entry.preset if entry else "paper")
-    if name not in PRESETS:
-        raise InputError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"unknown preset {name!r}{nearest(str(name), PRESETS)}")
     preset = PRESETS[name]
     keys, layers = sort_settings(
         [model_keys(entry), preset.shared, {k: preset.arms[k] for k in preset.arms}, file, flags(args)]
     )
     check_layers(layers, algorithms)
+    for key in FIXED & keys.keys():
+        raise InputError(f"{key} cannot be given: it is set by the program, from the contents of what is named")
     shared = replaced(Shared(), keys | {"model": model}, "run")
     shared = check_shared(shared, rewards)
     specs = all_arms(algorithms) if args.algos == "all" else parse_arms(args.algos)
     arms = [(spec, resolve(spec, shared, layers, algorithms)) for spec in specs]
     plugins = [str(path.resolve()) for path in args.plugin]
-    title = args.suite or default_name(name, shared)
+    title = default_name(name, shared) if args.suite is None else args.suite
+    if Path(title).name != title or title == "..":
+        raise InputError(f"--suite {title!r}: a plain name is wanted, of a folder under --out")
     cells = [
         make_cell(title, spec, seed, shared, algorithm, plugins)
         for seed in seeds(args.seeds, preset.seeds)
@@ -204,7 +217,10 @@ def flags(args: argparse.Namespace) -> dict[str, Any]:
         found["iterations"] = args.iterations
     if args.prompts is not None:
         found["prompts"] = args.prompts
-    return found | dict(map(key_value, args.settings))
+    given = dict(map(key_value, args.settings))
+    for key in FLAGS & given.keys():
+        raise InputError(f"--set {key}=...: {key} has a flag of its own, --{key}")
+    return found | given
 
 
 def config_file(path: Path | None) -> dict[str, Any]:
@@ -214,11 +230,14 @@ def config_file(path: Path | None) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"--config {path}: no such file")
     try:
-        value = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        value = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict):
         raise InputError(f"--config {path}: a mapping of keys to values is wanted")
+    for key in [*value, *(inner for part in value.values() if isinstance(part, dict) for inner in part)]:
+        if not isinstance(key, str):
+            raise InputError(f"--config {path}: {key!r} is no key; keys are words")
     return value
 
 
@@ -226,14 +245,22 @@ def check_shared(shared: Shared, rewards: Registry) -> Shared:
     """Return the shared keys with the digests of what they name, after checking that all of it exists."""
     for name in (*weights(shared.rewards), *shared.eval_rewards, *([shared.features] if shared.features else [])):
         rewards.get(name)
+    if shared.features and not hasattr(rewards.get(shared.features), "features"):
+        known = [name for name, value in rewards.values.items() if hasattr(value, "features")]
+        raise InputError(
+            f"features={shared.features!r} has no features of images; scorers that have: {', '.join(known)}"
+        )
     if not shared.prompts:
         raise InputError(f"model {shared.model!r} has no prompts of its own; give --prompts a text file")
-    if not shared.eval_rewards:
-        shared = dataclasses.replace(shared, eval_rewards=tuple(weights(shared.rewards)))
+    judged = tuple(dict.fromkeys((*weights(shared.rewards), *shared.eval_rewards)))
     # A registered model's weights may be absent for a dry run; a folder is what it holds.
-    digest = "" if entry_of(shared.model) else folder_digest(resolve_model(shared.model).folder)
+    digest = ""
+    if entry_of(shared.model) is None:
+        source = resolve_model(shared.model)
+        check_side(source, shared.resolution)
+        digest = folder_digest(source.folder)
     prompts = load_prompts(shared.prompts)
-    return dataclasses.replace(shared, model_digest=digest, prompts_digest=prompts.digest)
+    return dataclasses.replace(shared, model_digest=digest, prompts_digest=prompts.digest, eval_rewards=judged)
 
 
 def all_arms(algorithms: Registry) -> list[ArmSpec]:
@@ -249,8 +276,8 @@ def seeds(text: str | None, default: Sequence[int]) -> list[int]:
         found = [int(part) for part in text.split(",")]
     except ValueError:
         found = []
-    if not found or len(set(found)) < len(found) or min(found) < 0:
-        raise InputError(f"--seeds {text!r}: distinct whole numbers from 0 on are wanted, as in 0,1,2")
+    if not found or len(set(found)) < len(found) or min(found) < 0 or max(found) >= 2**63:
+        raise InputError(f"--seeds {text!r}: distinct whole numbers from 0 on, below 2**63, are wanted, as in 0,1,2")
     return found
 
 
@@ -325,7 +352,10 @@ def show_report(folder: Path) -> None:
     """Write a suite's report under ./reports and print its table."""
     from reports.build import build
 
-    built = build(folder, Path("reports"))
+    try:
+        built = build(folder, Path("reports"))
+    except ValueError as error:
+        raise InputError(str(error)) from error
     print("\n".join(built.lines))
     print(f"report: {built.page}")
 

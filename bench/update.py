@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,9 +106,13 @@ def micro_batches(selection: Selection, query: Int[np.ndarray, " n"], chunk: int
 
 
 def build_batch(
-    it: Iteration, query: Int[np.ndarray, " query"], log_prob_old: Float[np.ndarray, " node"], weight_scale: float
+    it: Iteration,
+    query: Int[np.ndarray, " query"],
+    log_prob_old: Float[np.ndarray, " node"],
+    weight_scale: float,
+    needs: Collection[str] = (),
 ) -> Batch:
-    """Return the batch of some of a selection's queries, with all their items."""
+    """Return the batch of some of a selection's queries, with all their items; `needs` as in `Info`."""
     plan, selection, device = it.plan, it.selection, it.rollout.latent.device
     position = np.full(len(selection.read), -1)
     position[query] = np.arange(len(query))
@@ -125,6 +129,7 @@ def build_batch(
         unit=torch.from_numpy(selection.unit[query]),
         item_query=torch.from_numpy(position[selection.item_query[items]]),
         target=_leaf_latent(it, node) if forward else it.rollout.at(node),
+        noise=_edge_noise(it, node) if "noise" in needs else None,
         noise_level=_cpu(plan.noise_level[node]),
         log_prob_old=_cpu(log_prob_old[node]).to(device),
         advantage=_cpu(it.advantage[node]).to(device),
@@ -163,7 +168,7 @@ def update(
     losses, norms, drifts, ratios = [], [], [], []
     for shard, queries in enumerate(parts):
         for query in micro_batches(it.selection, queries, chunk) if len(queries) else ():
-            batch = build_batch(it, query, old, float(updates))
+            batch = build_batch(it, query, old, float(updates), algorithm.info.needs)
             velocity = evaluate(trainer.policy, it, query, batch)
             scored = batch.noise_level > 0
             if scored.all():
@@ -208,6 +213,12 @@ def _inputs(it: Iteration, read: np.ndarray, draw: np.ndarray, sigma: np.ndarray
     eps = torch.from_numpy(eps).to(x0.device)
     level = _cpu(sigma).to(x0.device).view(-1, *[1] * (x0.ndim - 1))
     return (1 - level) * x0 + level * eps, eps
+
+
+def _edge_noise(it: Iteration, node: np.ndarray) -> Tensor:
+    # Keyed, so that it need not be kept: the same draw as in the rollout.
+    x = it.rollout.x0
+    return torch.from_numpy(it.noise.edges(it.plan.tree, node, it.plan.coupling, x.shape[1:])).to(x.device)
 
 
 def _leaf_latent(it: Iteration, leaf: np.ndarray) -> Tensor:

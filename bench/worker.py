@@ -24,6 +24,7 @@ from accelerate import Accelerator
 
 from bench import judge, loop, record
 from bench.config import Cell, Shared, cell_from_record, digest, identity, weights
+from bench.cost import flops_per_call
 from bench.data import evenly, load_prompts
 from bench.environment import environment
 from bench.models.source import resolve_model
@@ -62,7 +63,7 @@ class Worker:
         base = self.base(cell.shared, judges, policy)
         record.write_json(folder / "environment.json", environment(_device_name(self.device), torch.get_num_threads()))
         parts = self.parts(cell, rewards, policy)
-        flops = judge.flops_per_call(policy, parts.condition)
+        flops = flops_per_call(policy, parts.condition)
         trainer = loop.train(parts, folder)
         judge.load_average(trainer)
         policy.model = parts.accelerator.unwrap_model(policy.model)
