@@ -33,6 +33,9 @@ class ModelEntry:
 FAMILIES: Mapping[str, str] = MappingProxyType({"FluxPipeline": "bench.models.flux:Flux"})
 """Pipeline class of a folder's model_index.json -> adapter."""
 
+PATCH: Mapping[str, int] = MappingProxyType({"bench.models.flux:Flux": 2})
+"""Adapter -> side of a token in pixels of its VAE's latent."""
+
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
     {
         "tiny-flux": ModelEntry(

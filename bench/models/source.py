@@ -6,8 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.models.catalog import FAMILIES, ModelEntry
+from bench.models.catalog import FAMILIES, PATCH, ModelEntry
 from bench.registry import InputError, load, nearest
 
 
@@ -31,17 +32,47 @@ def resolve_model(name: str) -> ModelSource:
     if name in models:
         entry: ModelEntry = models[name]
         folder = Path(entry.source)
-        return ModelSource(family=entry.family, folder=folder if folder.is_dir() else _cached(name, entry.source))
+        folder = folder if folder.is_dir() else _cached(name, entry.source)
+        check_parts(name, folder)
+        return ModelSource(family=entry.family, folder=folder)
     folder = Path(name)
     if not folder.is_dir():
         raise InputError(f"unknown model {name!r}{nearest(name, models)}; or give a folder in diffusers' layout")
+    kind = checked_index(name, folder).get("_class_name", "")
+    if kind not in FAMILIES:
+        raise InputError(f"model {name!r} is a {kind}; adapters exist for {', '.join(FAMILIES)}")
+    check_parts(name, folder)
+    return ModelSource(family=FAMILIES[kind], folder=folder)
+
+
+def checked_index(name: str, folder: Path) -> dict[str, Any]:
+    """Return what a pipeline's model_index.json says."""
     index = folder / "model_index.json"
     if not index.is_file():
         raise InputError(f"model {name!r} has no model_index.json: it is not a pipeline in diffusers' layout")
-    kind = json.loads(index.read_text()).get("_class_name", "")
-    if kind not in FAMILIES:
-        raise InputError(f"model {name!r} is a {kind}; adapters exist for {', '.join(FAMILIES)}")
-    return ModelSource(family=FAMILIES[kind], folder=folder)
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"the model_index.json of model {name!r} is damaged: fetch the whole repository again")
+    return found
+
+
+def check_parts(name: str, folder: Path) -> None:
+    """Raise InputError unless every part that the pipeline's index names is there."""
+    parts = [key for key, value in checked_index(name, folder).items() if isinstance(value, list) and value[0]]
+    missing = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
+    if missing:
+        raise InputError(f"model {name!r} lacks {', '.join(missing)}: fetch the whole repository again")
+
+
+def check_side(source: ModelSource, resolution: int) -> None:
+    """Raise InputError unless images of this side are whole tokens."""
+    vae = json.loads((source.folder / "vae" / "config.json").read_text(encoding="utf-8"))
+    multiple = PATCH.get(source.family, 1) * 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    if resolution % multiple:
+        raise InputError(f"resolution={resolution}: this model makes images whose side is a multiple of {multiple}")
 
 
 def entry_of(name: str) -> ModelEntry | None:
@@ -63,6 +94,11 @@ def folder_digest(folder: Path) -> str:
 
 
 def _cached(name: str, repository: str) -> Path:
+    if Path(repository).is_absolute():
+        raise InputError(
+            f"model {name!r} is not in {repository}: `python -m bench.embedded.make --out {Path(repository).parent}` "
+            "makes it"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
