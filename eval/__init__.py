@@ -1,0 +1,1 @@
+"""Judges: what a set of scores or samples says, whichever algorithm made it."""
