@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.embedded import world
 
 
+@runtime_checkable
 class Stateful(Protocol):
     """A module or an optimiser: what a checkpoint holds."""
 
