@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bench.plan import branching
+from bench.schedule import shifted_sigmas
+from bench.select import Selection, trainable, trajectory
+
+PLAN = branching(
+    shifted_sigmas(4, 3.0), slots=2, fanout=[2, 1, 2, 1], noise_level=[0.3, 0.0, 0.3, 0.0], kernel="dance_sde"
+)
+# Nodes: roots 0 1, depth 1: 2..5, depth 2: 6..9, depth 3: 10..17, leaves: 18..25.
+
+
+def test_only_stochastic_edges_at_allowed_steps_above_a_scored_leaf_may_be_trained():
+    leaf, reward = PLAN.tree.leaves(), np.arange(8.0)
+    assert np.flatnonzero(trainable(PLAN, leaf, reward, (0, 1, 2))).tolist() == [2, 3, 4, 5, *range(10, 18)]
+    assert np.flatnonzero(trainable(PLAN, leaf, reward, (0,))).tolist() == [2, 3, 4, 5]
+    failed = np.where(np.isin(np.arange(8), (0, 1, 4)), np.nan, reward)
+    assert np.flatnonzero(trainable(PLAN, leaf, failed, (0, 2))).tolist() == [3, 4, 5, 12, 13, 15, 16, 17]
+
+
+def test_the_chosen_children_of_a_parent_are_items_of_one_query():
+    chosen = np.zeros(len(PLAN.tree), bool)
+    chosen[[2, 3, 4, 12, 13, 14]] = True
+    selection = trajectory(PLAN, chosen)
+    assert selection.read.tolist() == [0, 1, 7, 8]
+    assert selection.item_query.tolist() == [0, 0, 1, 2, 2, 3]
+    assert selection.item_node.tolist() == [2, 3, 4, 12, 13, 14]
+    assert (selection.draw == -1).all()
+    np.testing.assert_array_equal(selection.sigma, PLAN.sigmas[[0, 0, 2, 2]])
+
+
+def test_every_tree_has_the_same_say_whatever_it_trains():
+    chosen = np.zeros(len(PLAN.tree), bool)
+    chosen[[2, 3, 4, 12, 13, 14]] = True  # four edges of the first tree, two of the second
+    assert trajectory(PLAN, chosen).weight.tolist() == [1 / 8, 1 / 8, 1 / 4, 1 / 8, 1 / 8, 1 / 4]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sigma": np.ones(1)},
+        {"item_query": np.array([0, 1])},
+        {"item_query": np.array([0, 1, 2])},
+        {"item_query": np.array([-1, 0, 1])},
+    ],
+)
+def test_a_selection_whose_parts_disagree_is_refused(change):
+    parts = {
+        "read": np.array([0, 1]),
+        "sigma": np.ones(2),
+        "draw": np.array([-1, -1]),
+        "unit": np.arange(2),
+        "item_query": np.array([0, 0, 1]),
+        "item_node": np.array([2, 3, 4]),
+        "weight": np.ones(3),
+    }
+    assert len(Selection(**parts).read) == 2
+    with pytest.raises((ValueError, TypeError)):  # a shape checker, where one is on, speaks first
+        Selection(**parts | change)
