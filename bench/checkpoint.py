@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 
@@ -43,9 +44,9 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
     newest = complete[-1]
     try:
         state = torch.load(newest, map_location=trainer.policy.device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
         older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
-        raise RuntimeError(f"{newest} cannot be read ({error}); delete it and {older}") from error
+        raise RuntimeError(f"{newest} cannot be read ({type(error).__name__}); delete it and {older}") from error
     for parameter, value in zip(trainer.parameters(), state["parameters"], strict=True):
         parameter.copy_(value)
     trainer.optimizer.load_state_dict(state["optimizer"])

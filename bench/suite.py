@@ -63,15 +63,17 @@ def write(suite: Suite) -> None:
     """Create the suite's folder, its suite.yaml, and a config.yaml a cell."""
     suite.folder.mkdir(parents=True, exist_ok=True)
     path = suite.folder / "suite.yaml"
-    if not path.is_file():
-        value = {
-            "version": 1,
-            "name": suite.folder.name,
-            "preset": suite.preset,
-            "shared": plain(suite.shared),
-            "shared_hash": digest(identity(suite.shared)),
-        }
-        record.write_text(path, yaml.safe_dump(value, sort_keys=False))
+    there = yaml.safe_load(path.read_text()) if path.is_file() else None
+    value = there or {
+        "version": 1,
+        "name": suite.folder.name,
+        "preset": suite.preset,
+        "shared": plain(suite.shared),
+        "shared_hash": digest(identity(suite.shared)),
+        "arms": [],
+    }
+    value |= {"arms": list(dict.fromkeys([*value["arms"], *(cell.arm for cell in suite.cells)]))}
+    record.write_text(path, yaml.safe_dump(value, sort_keys=False))
     for cell in suite.cells:
         folder = suite.folder / cell.folder
         folder.mkdir(exist_ok=True)

@@ -66,7 +66,8 @@ class Worker:
         flops = flops_per_call(policy, parts.condition)
         trainer = loop.train(parts, folder)
         judge.load_average(trainer)
-        policy.model = parts.accelerator.unwrap_model(policy.model)
+        # Judged in fp32, as the base was, also where training ran in bf16.
+        policy.model = parts.accelerator.unwrap_model(policy.model, keep_fp32_wrapper=False)
         found = judge.judge(policy, judges, cell.shared)
         judge.write_samples(folder / "samples", found)
         _whole(folder / "pipeline", policy.save)
@@ -166,8 +167,9 @@ def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
         error.unlink(missing_ok=True)
         try:
             worker.run(folder)
-        except Exception:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
-            record.write_text(error, traceback.format_exc())
+        except Exception as why:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
+            in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
+            record.write_text(error, f"{traceback.format_exc()}\n{in_a_line}\n")
             traceback.print_exc()
             return False
         return True

@@ -40,9 +40,10 @@ class Arm:
 
 
 def arms(record: SuiteRecord) -> tuple[Arm, ...]:
-    """Return the arms in order of name; where one name has run under several settings, it is told apart by them."""
+    """Return the arms in the suite's order; where one name has run under several settings, it is told apart by them."""
     groups: dict[tuple[str, str], list[CellRecord]] = {}
-    for cell in sorted(record.cells, key=lambda cell: (cell.config["arm"], cell.config["seed"])):
+    place = {name: at for at, name in enumerate(record.suite["arms"])}
+    for cell in sorted(record.cells, key=lambda cell: (place[cell.config["arm"]], cell.config["seed"])):
         config = cell.config
         settings = json.dumps([config["shared"], config["effective"], config["algorithm"]], sort_keys=True)
         groups.setdefault((config["arm"], settings), []).append(cell)

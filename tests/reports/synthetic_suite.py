@@ -86,6 +86,7 @@ def write_suite(folder: Path, *, shared: Mapping[str, Any] = SHARED, preset: str
     """Write a suite with its base record and no cell yet."""
     folder.mkdir(parents=True)
     suite = {"version": 1, "name": folder.name, "preset": preset, "shared": dict(shared), "shared_hash": "abc123"}
+    suite |= {"arms": []}
     write_text(folder / "suite.yaml", yaml.safe_dump(suite, sort_keys=False))
     (folder / BASE).mkdir()
     scores = base_scores().tolist()
@@ -128,6 +129,9 @@ def write_cell(
     digest = f"{crc32(f'{arm} {seed} {algorithm}'.encode()):08x}"
     folder = suite / f"{''.join(c if c.isalnum() else '_' for c in arm)}-s{seed}-{digest}"
     folder.mkdir()
+    there = yaml.safe_load((suite / "suite.yaml").read_text())
+    there["arms"] = list(dict.fromkeys([*there["arms"], arm]))
+    write_text(suite / "suite.yaml", yaml.safe_dump(there, sort_keys=False))
     identity = {"version": 1, "suite": suite.name, "arm": arm, "algo": algo, "seed": seed, "hash": digest}
     effective = {key: algorithm.get(key, value) for key, value in shared.items()}
     info = {"paper": PAPERS[algo], "reference": f"code of {algo}", "deviations": [f"{algo} deviates"], "owns": ["eta"]}
