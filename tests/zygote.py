@@ -1,0 +1,198 @@
+"""Workers as forks of one process that has paid for the imports, and for encoding the prompts: `python zygote.py`.
+
+A line of standard input is a list of jobs, {"suite": folder, "cells": names, "workers": how many at once, "die": where
+a worker kills itself, "ran": file, "listing": file}, run one after another. The answer, a line of standard output, is
+the exit codes of each job's workers, -9 for a killed one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from bench.policy import Condition
+
+
+def preload() -> None:
+    """Import what every worker imports."""
+    import diffusers.models.autoencoders.autoencoder_kl
+    import diffusers.models.transformers.transformer_flux
+    from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
+
+    import bench.models.flux
+    import bench.worker
+
+    del AutoTokenizer, CLIPTextModel, T5EncoderModel, diffusers, bench
+
+
+def share_encodings() -> None:
+    """Let forks find encoded prompts of this process; without gradients and threads, it can fork afterwards."""
+    from bench.models.flux import Flux
+
+    encode, known = Flux.encode, {}
+
+    def encoded(policy: Flux, prompts: Sequence[str]) -> Condition:
+        key = (policy.folder, tuple(prompts))
+        if key not in known:
+            known[key] = encode(policy, prompts)
+        return known[key]
+
+    Flux.encode = encoded
+
+
+def encode(job: Mapping[str, Any]) -> None:
+    """Encode the prompts of a job's suite."""
+    import torch
+    import yaml
+
+    from bench.config import Shared
+    from bench.data import evenly, load_prompts
+    from bench.parse import replaced
+    from bench.worker import Worker
+
+    suite = yaml.safe_load(Path(job["suite"], "suite.yaml").read_text())
+    shared = replaced(Shared(), suite["shared"], "shared")
+    prompts = load_prompts(shared.prompts)
+    policy = Worker(suite=Path(job["suite"]), device=torch.device("cpu")).policy(shared)
+    policy.encode(prompts.train)
+    policy.encode(tuple(evenly(prompts.heldout, shared.eval_prompts)))
+
+
+def die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def at_call(module: Any, name: str, number: int, act: Callable[..., Any]) -> None:
+    """Let the call of that number (from 1) of `module.name` be a call of `act`."""
+    original, calls = getattr(module, name), 0
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (act if calls == number else original)(*args, **kwargs)
+
+    setattr(module, name, called)
+
+
+def between_iterations(at: int) -> None:
+    from bench import loop
+
+    at_call(loop, "iterate", at, lambda *_: die())
+
+
+def in_row(at: int) -> None:
+    from bench import record
+
+    def half(path: Path, row: Mapping[str, Any]) -> None:
+        text = json.dumps(row)
+        with path.open("a") as file:
+            file.write(text[: len(text) // 2])
+        die()
+
+    at_call(record, "append_row", at, half)
+
+
+def in_checkpoint(at: int) -> None:
+    import torch
+
+    save = torch.save
+
+    def half(state: Any, path: Path) -> None:
+        whole = io.BytesIO()
+        save(state, whole)
+        path.write_bytes(whole.getvalue()[: whole.tell() // 2])
+        die()
+
+    at_call(torch, "save", at, half)
+
+
+def in_pipeline(at: int) -> None:
+    from bench.models.flux import Flux
+
+    def half(_: Flux, folder: Path) -> None:
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "transformer" / "config.json").write_text("{")
+        die()
+
+    at_call(Flux, "save", at, half)
+
+
+def before_done(at: int) -> None:
+    from bench import judge
+
+    at_call(judge, "make_result", at, lambda *_: die())
+
+
+DEATHS = {f.__name__: f for f in (between_iterations, in_row, in_checkpoint, in_pipeline, before_done)}
+
+
+def log_runs(file: str) -> None:
+    """Let a worker say in a file which cells it runs."""
+    from bench.worker import Worker
+
+    original = Worker.run
+
+    def run(worker: Worker, folder: Path) -> None:
+        with Path(file).open("a") as log:
+            log.write(f"{folder.name}\n")
+        original(worker, folder)
+
+    Worker.run = run
+
+
+def worker(job: Mapping[str, Any]) -> int:
+    from bench.worker import work
+
+    if job.get("listing"):
+        folder = Path(job["suite"], job["cells"][0])
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        Path(job["listing"]).write_text("\n".join(names))
+    if job.get("die"):
+        where, at = job["die"]
+        DEATHS[where](at)
+    if job.get("ran"):
+        log_runs(job["ran"])
+    return work(Path(job["suite"]), job["cells"], "cpu")
+
+
+def forked(job: Mapping[str, Any]) -> int:
+    """Start a worker; return its process number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        status = worker(job)
+    except BaseException:  # noqa: BLE001  # a fork says what went wrong, then ends
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what workers print is no answer
+    preload()
+    share_encodings()
+    for line in sys.stdin:
+        jobs, said = json.loads(line), []
+        encode(jobs[0])
+        for job in jobs:
+            children = [forked(job) for _ in range(job.get("workers", 1))]
+            said.append([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+        print(json.dumps(said), file=answer, flush=True)
+
+
+if __name__ == "__main__":
+    main()
