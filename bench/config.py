@@ -71,7 +71,7 @@ class Shared:
     ema: float = 0.0
     """Decay of the weights' moving average, which is then what is evaluated and saved; 0 keeps none."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the policy's forwards in rollout and training; latents, log-probs and weights are fp32, and so is evaluation."""
+    """Of the policy's forwards in rollout and training; latents, log-probs, weights and evaluation are fp32."""
     eval_split: Literal["heldout", "tune"] = "heldout"
     """`tune` is for choosing hyper-parameters, so that held-out prompts stay held out."""
     eval_prompts: int = 120

@@ -50,7 +50,7 @@ def written(words: Sequence[str], out: Path) -> Suite:
 
 def job(suite: Suite, **how: Any) -> dict[str, Any]:
     """Return what tests/zygote.py runs."""
-    return {"suite": str(suite.folder), "cells": [cell.folder for cell in suite.cells], **how}
+    return {"suite": str(suite.folder.resolve()), "cells": [cell.folder for cell in suite.cells], **how}
 
 
 class Zygote:

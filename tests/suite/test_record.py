@@ -1,0 +1,87 @@
+"""Records: whole or absent, and readable for as long as there are readers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from bench import record
+
+
+@pytest.fixture
+def cell(tmp_path):
+    folder = tmp_path / "suite" / "dance-s0-abc"
+    folder.mkdir(parents=True)
+    (tmp_path / "suite" / "suite.yaml").write_text("name: suite\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"hash": "abc"}))
+    (folder / "result.json").write_text(json.dumps({"version": 1, "arm": "dance"}))
+    return folder
+
+
+def test_a_row_cut_short_is_no_row(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"iterat')
+
+    assert [row["iteration"] for row in record.read_rows(path)] == [0, 1]
+
+
+def test_no_file_has_no_rows(tmp_path):
+    assert list(record.read_rows(tmp_path / "metrics.jsonl")) == []
+
+
+def test_rows_past_a_checkpoint_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"iteration": 2}\n{"itera')
+
+    record.cut_rows(path, 2)
+
+    assert path.read_text() == '{"iteration": 0}\n{"iteration": 1}\n'
+
+
+def test_a_result_counts_only_under_the_hash_of_its_configuration(cell):
+    assert record.read_cell(cell).result is None
+
+    (cell / "DONE").write_text("another\n")
+    assert record.read_cell(cell).result is None
+
+    (cell / "DONE").write_text("abc\n")
+    result = record.read_cell(cell).result
+    assert result is not None
+    assert result["arm"] == "dance"
+
+
+@pytest.mark.parametrize("version", [0, record.VERSION + 1, "1", None])
+def test_a_result_of_an_unknown_version_is_refused(cell, version):
+    (cell / "DONE").write_text("abc\n")
+    (cell / "result.json").write_text(json.dumps({"version": version}))
+
+    with pytest.raises(ValueError, match=f"record version {version}"):
+        record.read_suite(cell.parent)
+
+
+def test_every_version_so_far_is_read(cell):
+    (cell / "DONE").write_text("abc\n")
+    for version in range(1, record.VERSION + 1):
+        (cell / "result.json").write_text(json.dumps({"version": version}))
+        assert record.read_cell(cell).result == {"version": version}
+
+
+def test_a_folder_without_suite_yaml_is_no_suite(tmp_path):
+    with pytest.raises(ValueError, match=r"no suite\.yaml"):
+        record.read_suite(tmp_path)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    record.write_json(path, {"a": 1})
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(record.os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        record.write_json(path, {"a": 2})
+
+    assert json.loads(path.read_text()) == {"a": 1}
