@@ -72,7 +72,7 @@ class Mix(Algorithm):
     def dwell(self, start: int, steps: int) -> int:
         """Return how many iterations the window stays at a start: constant, or falling towards the image."""
         if self.strategy == "linear-decay":
-            progress = start / (steps - 2)
+            progress = start / max(1, steps - 2)
             return max(1, int(self.tau * (1 - progress) + progress))
         if self.strategy == "exponential-decay":
             return math.ceil(self.tau * math.exp(-0.1 * max(0, start - 13)))
