@@ -1,0 +1,179 @@
+"""The FLUX adapter against diffusers' own pipeline: same encoding, velocity, samples and images."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.models.flux import Flux
+from bench.noise import Noise
+from bench.plan import branching
+from bench.rollout import rollout
+from bench.schedule import shifted_sigmas
+
+PROMPTS = ["a red circle", "two blue squares", "a small green ring"]
+STEPS, SIDE, GUIDANCE = 4, 32, 3.5
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def policy(random_flux: Path) -> Flux:
+    return Flux(random_flux, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def pipe(random_flux: Path) -> Any:
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(random_flux)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return branching(
+        shifted_sigmas(STEPS, 3.0), slots=len(PROMPTS), fanout=[1] * STEPS, noise_level=[0.0] * STEPS, kernel="ode"
+    )
+
+
+@pytest.fixture(scope="module")
+def stock(pipe: Any, policy: Flux, plan) -> dict[str, Any]:
+    """A run of diffusers' pipeline from our root noise: its images, and every call of its transformer."""
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+
+    def record(module, arguments, keywords, output):
+        calls.append((keywords, output[0]))
+
+    hook = pipe.transformer.register_forward_hook(record, with_kwargs=True)
+    roots = Noise(seed=0, iteration=0).roots(plan.tree, plan.coupling, policy.latent_shape)
+    images = pipe(
+        PROMPTS,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        max_sequence_length=12,
+        latents=torch.from_numpy(roots),
+        output_type="pt",
+    ).images
+    hook.remove()
+    return {"images": images, "calls": calls}
+
+
+def test_encoded_prompts_are_the_pipelines(pipe, policy):
+    pooled, tokens = policy.encode(PROMPTS).tensors
+    wanted_tokens, wanted_pooled, _ = pipe.encode_prompt(PROMPTS, None, max_sequence_length=12)
+
+    torch.testing.assert_close(tokens, wanted_tokens, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(pooled, wanted_pooled, atol=1e-6, rtol=1e-6)
+
+
+def test_a_prompt_is_encoded_alike_in_any_company(policy):
+    alone, together = policy.encode([PROMPTS[1]]), policy.encode([*PROMPTS, PROMPTS[1]])
+    for a, b in zip(alone.tensors, together.tensors, strict=True):
+        assert torch.equal(a[0], b[1])
+        assert torch.equal(a[0], b[3])
+
+
+@torch.no_grad()
+def test_velocity_is_the_pipelines_at_every_step(policy, stock):
+    condition = policy.encode(PROMPTS)
+    assert len(stock["calls"]) == STEPS
+    for keywords, wanted in stock["calls"]:
+        velocity = policy.velocity(keywords["hidden_states"], keywords["timestep"], condition)
+        torch.testing.assert_close(velocity, wanted, atol=1e-6, rtol=1e-6)
+
+
+def test_the_pipeline_runs_on_our_sigma_grid(plan, stock):
+    assert [float(call["timestep"][0]) for call, _ in stock["calls"]] == pytest.approx(plan.sigmas[:-1].tolist())
+
+
+def test_an_ode_plan_samples_the_pipelines_images(policy, plan, stock):
+    sampled = rollout(policy, plan, policy.encode(PROMPTS), Noise(seed=0, iteration=0), chunk=2)
+
+    torch.testing.assert_close(policy.decode(sampled.x0), stock["images"], atol=1e-5, rtol=1e-5)
+    assert stock["images"].std() > 0.01
+
+
+def test_decoded_latents_are_the_pipelines_images(pipe, policy):
+    packed = torch.from_numpy(np.linspace(-2, 2, 2 * 16 * 16, dtype=np.float32).reshape(2, 16, 16))
+    latents = pipe._unpack_latents(packed, SIDE, SIDE, pipe.vae_scale_factor)
+    latents = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    with torch.no_grad():
+        wanted = pipe.image_processor.postprocess(pipe.vae.decode(latents, return_dict=False)[0], output_type="pt")
+
+    torch.testing.assert_close(policy.decode(packed), wanted, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_guidance_is_an_embedding(random_flux, policy):
+    other = Flux(random_flux, resolution=SIDE, guidance=1.0, device=CPU)
+    x, sigma, condition = torch.ones(1, *policy.latent_shape), torch.ones(1), policy.encode(PROMPTS[:1])
+
+    assert policy.calls_per_velocity == 1
+    assert not torch.allclose(policy.velocity(x, sigma, condition), other.velocity(x, sigma, condition))
+
+
+@torch.no_grad()
+def test_a_model_without_a_guidance_embedding_takes_none(random_flux, tmp_path):
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    folder = tmp_path / "schnell"
+    shutil.copytree(random_flux, folder)
+    config = json.loads((random_flux / "transformer" / "config.json").read_text())
+    FluxTransformer2DModel.from_config({**config, "guidance_embeds": False}).save_pretrained(folder / "transformer")  # pyright: ignore[reportAttributeAccessIssue]
+
+    schnell = Flux(folder, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+    velocity = schnell.velocity(torch.ones(1, *schnell.latent_shape), torch.ones(1), schnell.encode(PROMPTS[:1]))
+    assert velocity.shape == (1, *schnell.latent_shape)
+
+
+def test_the_transformer_is_trained_and_the_rest_is_frozen(policy):
+    assert all(parameter.requires_grad for parameter in policy.model.parameters())
+    assert not any(parameter.requires_grad for parameter in policy.vae.parameters())
+
+
+@torch.no_grad()
+def test_what_is_saved_is_the_changed_model_and_the_rest_as_it_was(random_flux, tmp_path):
+    policy = Flux(random_flux, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+    next(policy.model.parameters()).add_(1.0)
+    policy.save(tmp_path / "saved")
+
+    again = Flux(tmp_path / "saved", resolution=SIDE, guidance=GUIDANCE, device=CPU)
+    for ours, theirs in zip(policy.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    rest = [path for path in random_flux.rglob("*") if path.is_file() and "transformer" not in path.parts]
+    assert rest
+    for path in rest:
+        assert (tmp_path / "saved" / path.relative_to(random_flux)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("resolution", [4, 30, 33])
+def test_a_resolution_that_cuts_a_token_is_refused(random_flux, resolution):
+    with pytest.raises(ValueError, match=f"resolution={resolution}.*multiple of 8"):
+        Flux(random_flux, resolution=resolution, guidance=GUIDANCE, device=CPU)
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no model_index\.json"):
+        Flux(tmp_path, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+
+
+def test_a_pipeline_of_another_family_is_refused(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    with pytest.raises(ValueError, match="holds a WanPipeline; this adapter loads a FluxPipeline"):
+        Flux(tmp_path, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+
+
+def test_an_incomplete_pipeline_names_what_it_lacks(random_flux, tmp_path):
+    shutil.copytree(random_flux, tmp_path / "partial", ignore=shutil.ignore_patterns("vae", "tokenizer_2"))
+    with pytest.raises(ValueError, match="lacks vae, tokenizer_2: fetch the whole repository again"):
+        Flux(tmp_path / "partial", resolution=SIDE, guidance=GUIDANCE, device=CPU)
