@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bench.budget import Budget
 from bench.contract import OWNABLE, Algorithm, Context, Info, Memory
 from bench.parse import field_types, key_value, replaced, split_top
 from bench.registry import InputError, Registry, nearest
@@ -40,6 +41,11 @@ class Shared:
     features: str = "tiny-clip"
     """The scorer in whose image features drift is measured; empty for none."""
     iterations: int = 30
+    """The most, under every budget."""
+    budget: Budget = "iterations"
+    """What is equal between arms: iterations; or model calls (a training call counts 3), seconds, or samples up to
+    `budget_limit`; or the training reward (mean of five iterations) at which a cell stops."""
+    budget_limit: float | None = None
     prompts_per_iteration: int = 8
     group_size: int = 16
     """Images a prompt."""
@@ -105,6 +111,10 @@ class Shared:
             raise ValueError(f"train_steps={list(self.train_steps or ())}: name steps from 0 to {self.steps - 2}")
         if (self.clip is not None and self.clip <= 0) or (self.eta is not None and self.eta <= 0):
             raise ValueError("clip and eta are positive")
+        if (self.budget == "iterations") != (self.budget_limit is None):
+            raise ValueError(
+                f"budget={self.budget} {'takes no' if self.budget == 'iterations' else 'needs a'} budget_limit"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError("ema is a decay in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):

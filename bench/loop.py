@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from bench import checkpoint, record
+from bench.budget import exhausted
 from bench.config import Cell, Shared
 from bench.contract import Memory, Reward
 from bench.cost import Clock, nfe, peak_host_bytes
@@ -65,11 +66,15 @@ def train(parts: Parts, folder: Path) -> Trainer:
     metrics = folder / "metrics.jsonl"
     start, memory = checkpoint.restore(folder / "checkpoints", trainer)
     record.cut_rows(metrics, start)
-    for iteration in range(start, shared.iterations):
-        row, memory = iterate(parts, trainer, iteration, memory, clock)
+    rows = list(record.read_rows(metrics))
+    ended = exhausted(rows, shared.budget, shared.budget_limit, shared.iterations)
+    while not ended:
+        row, memory = iterate(parts, trainer, len(rows), memory, clock)
         record.append_row(metrics, row)
-        if (iteration + 1) % shared.checkpoint_every == 0 or iteration + 1 == shared.iterations:
-            checkpoint.save(folder / "checkpoints", trainer, iteration + 1, memory)
+        rows.append(row)
+        ended = exhausted(rows, shared.budget, shared.budget_limit, shared.iterations)
+        if ended or len(rows) % shared.checkpoint_every == 0:
+            checkpoint.save(folder / "checkpoints", trainer, len(rows), memory)
     return trainer
 
 
