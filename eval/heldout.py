@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.contract import Reward
 from bench.noise import Noise
-from bench.plan import branching
+from bench.plan import Plan, branching
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
@@ -73,15 +73,7 @@ def evaluate(
         stream: of the root noise; `eval-reference` is disjoint from `eval`.
         shown: how many images to return, first sample of the first prompts.
     """
-    plan = branching(
-        shifted_sigmas(steps, shift),
-        slots=len(prompts),
-        fanout=[1] * steps,
-        noise_level=[0.0] * steps,
-        kernel="ode",
-        roots=samples,
-        solver=solver,
-    )
+    plan = deterministic(shifted_sigmas(steps, shift), len(prompts), samples, solver)
     noise = Noise(seed=EVAL_SEED, iteration=0, root_stream=stream)
     x0 = rollout(policy, plan, condition, noise, chunk=chunk).x0
     slot = plan.tree.slot[plan.tree.leaves()]
@@ -106,3 +98,10 @@ def evaluate(
         images=torch.cat(kept)[:shown],
         failures=tuple(dict.fromkeys(failures)),
     )
+
+
+def deterministic(sigmas: Float[np.ndarray, " knot"], slots: int, samples: int, solver: str) -> Plan:
+    """Return the plan of `samples` ODE paths a slot, each from a root of its own."""
+    steps = len(sigmas) - 1
+    levels, fanout = [0.0] * steps, [1] * steps
+    return branching(sigmas, slots=slots, fanout=fanout, noise_level=levels, kernel="ode", roots=samples, solver=solver)

@@ -39,10 +39,10 @@ def share_encodings() -> None:
 
     encode, known = Flux.encode, {}
 
-    def encoded(policy: Flux, prompts: Sequence[str]) -> Condition:
-        key = (policy.folder, tuple(prompts))
+    def encoded(self: Flux, prompts: Sequence[str]) -> Condition:
+        key = (self.folder, tuple(prompts))
         if key not in known:
-            known[key] = encode(policy, prompts)
+            known[key] = encode(self, prompts)
         return known[key]
 
     Flux.encode = encoded
@@ -141,10 +141,10 @@ def log_runs(file: str) -> None:
 
     original = Worker.run
 
-    def run(worker: Worker, folder: Path) -> None:
+    def run(self: Worker, folder: Path) -> None:
         with Path(file).open("a") as log:
             log.write(f"{folder.name}\n")
-        original(worker, folder)
+        original(self, folder)
 
     Worker.run = run
 

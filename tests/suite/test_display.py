@@ -77,7 +77,7 @@ def test_the_table_has_a_row_a_cell(suite):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_watching_calls_the_run_with_a_watch(suite, terminal):
     console, seen = Console(file=io.StringIO(), force_terminal=terminal, width=120), []
-    display.watching(suite, console, lambda watch: (watch(), seen.append(watch)))
+    display.watching(suite, console, seen.append)
 
     (watch,) = seen
     assert (watch.live is not None) is terminal
