@@ -40,8 +40,8 @@ def test_a_target_needs_five_iterations_before_it_can_be_met() -> None:
 
 def test_iterations_end_a_cell_under_every_budget() -> None:
     assert exhausted(ROWS, "samples", 1e9, iterations=6)
-    assert not exhausted(ROWS, "samples", 97, iterations=7)
-    assert exhausted(ROWS, "samples", 96, iterations=7)
+    assert not exhausted(ROWS, "samples", 97.0, iterations=7)
+    assert exhausted(ROWS, "samples", 96.0, iterations=7)
 
 
 @pytest.mark.parametrize("keys", [{"budget": "calls"}, {"budget_limit": 5}])
