@@ -23,7 +23,7 @@ def tree(kernel: str, level: float, **more) -> Plan:
         SIGMAS,
         slots=2,
         fanout=[2, 1, 3, 1, 1, 1],
-        noise_level=[level, 0.0, level, level, 0.0, 0.0],
+        noise_level=[level, 0.0, level, 0.0, level, 0.0],
         kernel=kernel,
         coupling=0.2,
         **more,
@@ -54,7 +54,7 @@ PLANS = {
     "cps": lambda: tree("cps", 0.8),
     "dpm2m": lambda: tree("dance_sde", 1.0, solver="dpm2m"),
     "dpm2m-window": lambda: window(
-        SIGMAS, slots=2, leaves=3, start=2, size=2, noise_level=0.7, kernel="flow_sde", solver="dpm2m"
+        SIGMAS, slots=2, leaves=3, start=2, size=1, noise_level=0.7, kernel="flow_sde", solver="dpm2m"
     ),
     "dpm2m-alone": lambda: star(SIGMAS, slots=2, roots=2, noise_level=0.0, kernel="cps", solver="dpm2m"),
     "star": lambda: star(SIGMAS, slots=3, roots=2, noise_level=0.5, kernel="dance_sde"),
