@@ -24,15 +24,25 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def policy(random_flux: Path) -> Flux:
-    return Flux(random_flux, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+def folder(random_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random pipeline, with latents that are shifted and scaled as FLUX's are."""
+    copy = tmp_path_factory.mktemp("flux") / "scaled"
+    shutil.copytree(random_flux, copy)
+    config = json.loads((copy / "vae" / "config.json").read_text())
+    (copy / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.36, "shift_factor": 0.12}))
+    return copy
 
 
 @pytest.fixture(scope="module")
-def pipe(random_flux: Path) -> Any:
+def policy(folder: Path) -> Flux:
+    return Flux(folder, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder: Path) -> Any:
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(random_flux)
+    pipe = FluxPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -114,8 +124,8 @@ def test_decoded_latents_are_the_pipelines_images(pipe, policy):
 
 
 @torch.no_grad()
-def test_guidance_is_an_embedding(random_flux, policy):
-    other = Flux(random_flux, resolution=SIDE, guidance=1.0, device=CPU)
+def test_guidance_is_an_embedding(folder, policy):
+    other = Flux(folder, resolution=SIDE, guidance=1.0, device=CPU)
     x, sigma, condition = torch.ones(1, *policy.latent_shape), torch.ones(1), policy.encode(PROMPTS[:1])
 
     assert policy.calls_per_velocity == 1
