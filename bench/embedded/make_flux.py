@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -166,21 +166,16 @@ def optimisers(transformer: torch.nn.Module) -> list[torch.optim.Optimizer]:
     ]
 
 
-def _sigmas(rng_noise: torch.Generator) -> Tensor:
+def _sigmas(noise: torch.Generator) -> Tensor:
     """Return one logit-normal sigma a sample, stratified over the batch so that its loss varies less."""
-    strata = (torch.arange(BATCH) + torch.rand(BATCH, generator=rng_noise)) / BATCH
+    strata = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise)) / BATCH
     return torch.sigmoid(0.4 + torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)))
 
 
-def make_flux(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str, float]:
-    """Train the transformer and write the whole pipeline to `folder`; return seconds and measured quality."""
-    torch.manual_seed(seed + 4)
-    pipeline: Any = load_frozen(folder)
-    transformer, average = pipeline.transformer, new_transformer()
-    average.load_state_dict(transformer.state_dict())
-    banks = {name: encode_bank(pipeline, work, seed, name) for name in BANKS}
-    text = encode_prompts(pipeline, world.prompts("base"))
-    pairs = list(zip(average.parameters(), transformer.parameters(), strict=True))
+def _flow_loss(
+    transformer: Any, banks: Mapping[str, tuple[Tensor, Tensor]], text: Mapping[str, Tensor], seed: int, steps: int
+) -> Callable[[int], Tensor]:
+    """Return the flow-matching loss as a function of the step, which decides the pictures too."""
 
     def loss(step: int) -> Tensor:
         rng, noise = seeded(seed, 4, step)
@@ -191,28 +186,40 @@ def make_flux(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str, f
         x = x0 + sigma[:, None, None] * (eps - x0)
         return F.mse_loss(velocity(transformer, x, sigma, told), eps - x0)
 
-    def after(step: int) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, value in pairs:
-                mean.lerp_(value, 1 - decay)
+    return loss
 
+
+@torch.no_grad()
+def _follow(average: torch.nn.Module, module: torch.nn.Module, step: int) -> None:
+    """Move the average of the weights towards `module`; early steps count for little in the end."""
+    decay = min(0.999, (1 + step) / (10 + step))
+    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
+
+
+def make_flux(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str, float]:
+    """Train the transformer and write the whole pipeline to `folder`; return seconds and measured quality."""
+    torch.manual_seed(seed + 4)
+    pipeline: Any = load_frozen(folder)
+    transformer, average = pipeline.transformer, new_transformer()
+    average.load_state_dict(transformer.state_dict())
+    banks = {name: encode_bank(pipeline, work, seed, name) for name in BANKS}
+    text = encode_prompts(pipeline, world.prompts("base"))
     training = Training(
         name="flux",
         steps=steps,
         parts={"transformer": transformer, "average": average},
         optimisers=optimisers(transformer),
-        loss=loss,
-        after=after,
+        loss=_flow_loss(transformer, banks, text, seed, steps),
+        after=lambda step: _follow(average, transformer, step),
         check=lambda: quality(pipeline, average, "heldout", draws=1),
         check_every=1000,
     )
     seconds = train(training, work)
     transformer.load_state_dict(average.state_dict())
-    pipeline.save_pretrained(folder)
-    return {
-        "seconds": seconds,
-        "steps": steps,
-        **quality(pipeline, transformer, "heldout"),
-        **quality(pipeline, transformer, "train"),
+    transformer.save_pretrained(folder / "transformer")
+    pipeline.save_config(folder)  # the index; saving the other parts again would write into them where they were read
+    splits = {
+        key: value for split in ("heldout", "train") for key, value in quality(pipeline, transformer, split).items()
     }
+    return {"seconds": seconds, "steps": steps, **splits}

@@ -71,7 +71,19 @@ def new_scorer(tokenizer: Any) -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48))
+    model: Any = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=48))
+    with torch.no_grad():  # left and right are learned much later from random positions
+        model.vision_model.embeddings.position_embedding.weight[1:] = 0.1 * _waves(world.SIDE // 4, 96)
+    return model
+
+
+def _waves(side: int, width: int) -> Tensor:
+    """Return positions of a square of patches as sines and cosines of row and column, [side * side, width]."""
+    frequency = torch.pi / side * torch.arange(1, width // 4 + 1) / 2
+    phase = torch.arange(side)[:, None] * frequency
+    wave = torch.cat([phase.sin(), phase.cos()], dim=1) * 2**0.5
+    rows, columns = wave.repeat_interleave(side, dim=0), wave.repeat(side, 1)
+    return torch.cat([rows, columns], dim=1)
 
 
 def _tokens(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -124,8 +136,9 @@ class Pairs:
         """Return rows of the bank: `BATCH` / 2 scenes, then a changed twin of each."""
         rows = [int(row) for row in rng.integers(BANK, size=BATCH // 2)]
         for row in tuple(rows):
+            # Half of the twins differ in the last respect: the attribute, where there is one, is the hardest to see.
             kinds = self._twins[self.prompts[row]]
-            captions = kinds[int(rng.integers(len(kinds)))]
+            captions = kinds[-1] if rng.random() < 0.5 else kinds[int(rng.integers(len(kinds)))]
             twins = self._rows[captions[int(rng.integers(len(captions)))]]
             rows.append(twins[int(rng.integers(len(twins)))])
         return rows

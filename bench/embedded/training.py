@@ -87,7 +87,7 @@ def train(training: Training, work: Path) -> float:
     base = [[group["lr"] for group in optimiser.param_groups] for optimiser in training.optimisers]
     if done:  # a restored group holds the decayed rate; the undecayed one is kept beside it
         base = [[group["initial_lr"] for group in optimiser.param_groups] for optimiser in training.optimisers]
-    start, running = time.perf_counter(), float("nan")
+    start, seconds, running = time.perf_counter(), before, float("nan")
     for step in range(done, training.steps):
         for optimiser, rates in zip(training.optimisers, base, strict=True):
             for group, initial in zip(optimiser.param_groups, rates, strict=True):
@@ -112,7 +112,7 @@ def train(training: Training, work: Path) -> float:
         if (step + 1) % training.check_every == 0 or step + 1 == training.steps:
             line = " ".join(f"{name} {value:.4f}" for name, value in training.check().items())
             print(f"{training.name} step {step + 1}: {line}", flush=True)
-    return before + time.perf_counter() - start if done < training.steps else before
+    return seconds
 
 
 def draw_pictures(prompts: Sequence[str], rng: np.random.Generator, *, web: float) -> list[world.Picture]:
