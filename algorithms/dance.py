@@ -33,7 +33,7 @@ class Dance(Algorithm):
             "a prompt's group shares its initial noise; in the code all prompts of a process share one",
             "with a shared root the first step's forward runs once a group, not once an image",
         ),
-        owns=frozenset({"clip", "kernel", "eta", "roots"}),
+        owns=frozenset({"kernel", "eta", "roots"}),
     )
 
     tf: float = 1.0

@@ -38,7 +38,7 @@ class Mix(Algorithm):
             "the deterministic prefix and the first window step run once a group, not once an image",
             "the image is the clean prediction of the last step, as for every arm here",
         ),
-        owns=frozenset({"clip", "kernel", "eta"}),
+        owns=frozenset({"kernel", "eta"}),
     )
 
     window: int = 4

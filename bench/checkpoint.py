@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -25,7 +26,10 @@ def save(folder: Path, trainer: Trainer, iterations: int, memory: Memory) -> Non
         "ema": trainer.ema,
         "memory": dict(memory),
     }
-    torch.save(state, part)
+    with part.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(final)
     for old in sorted(folder.glob("*.pt"))[:-KEEP]:
         old.unlink()
@@ -43,13 +47,14 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
         return 0, {}
     newest = complete[-1]
     try:
-        state = torch.load(newest, map_location=trainer.policy.device, weights_only=True)
+        state = torch.load(newest, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
         older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
         raise RuntimeError(f"{newest} cannot be read ({type(error).__name__}); delete it and {older}") from error
     for parameter, value in zip(trainer.parameters(), state["parameters"], strict=True):
         parameter.copy_(value)
     trainer.optimizer.load_state_dict(state["optimizer"])
-    trainer.ema = state["ema"]
+    for average, value in zip(trainer.ema, state["ema"], strict=True):
+        average.copy_(value)
     trainer.optimizer_steps = state["optimizer_steps"]
     return state["iterations"], state["memory"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.budget import Budget
-from bench.contract import OWNABLE, Algorithm, Context, Info, Memory
+from bench.contract import HANDED_DOWN, OWNABLE, Algorithm, Context, Info, Memory
 from bench.parse import field_types, key_value, replaced, split_top
 from bench.registry import InputError, Registry, nearest
 from bench.schedule import shifted_sigmas
@@ -24,7 +24,7 @@ class Shared:
     model: str = "tiny-flux"
     """A registered name, or a folder in diffusers' layout."""
     model_digest: str = ""
-    """Of a folder's contents; set by the program."""
+    """Of its files, where they are on this machine; set by the program."""
     resolution: int = 32
     """Height and width of the images, pixels."""
     guidance: float = 3.5
@@ -34,6 +34,8 @@ class Shared:
     """Of the prompts; set by the program."""
     rewards: tuple[str, ...] = ("soft",)
     """Trained on: names, each with an optional weight, as in hpsv2.1:0.7. Weights are normalised to sum 1."""
+    scorer_revisions: tuple[str, ...] = ()
+    """Of all scorers of the run, as name@revision; set by the program."""
     combine: Literal["advantage", "reward"] = "advantage"
     """Several rewards: weigh their advantages, or the rewards themselves."""
     eval_rewards: tuple[str, ...] = ("soft", "graded", "strict", "tiny-clip")
@@ -126,11 +128,6 @@ class Shared:
         if not self.rewards:
             raise ValueError("rewards: name at least one, as in --rewards soft")
 
-    @property
-    def trained(self) -> tuple[int, ...]:
-        """Return the steps that may be trained."""
-        return tuple(range(self.steps - 1)) if self.train_steps is None else self.train_steps
-
 
 def _positive(value: Shared, *names: str) -> None:
     for name in names:
@@ -160,9 +157,10 @@ class Cell:
 
     @property
     def effective(self) -> dict[str, Any]:
-        """Return the shared keys as this arm runs them."""
-        own = settings(self.algorithm)
-        return {key: own[key] if key in OWNABLE and key in own else value for key, value in plain(self.shared).items()}
+        """Return the shared keys as this arm runs them; None for one that has no meaning for it."""
+        own = {key: value for key, value in settings(self.algorithm).items() if key in OWNABLE}
+        without = dict.fromkeys(HANDED_DOWN - own.keys())
+        return plain(self.shared) | without | {key: value for key, value in own.items() if value is not None}
 
     def context(self, iteration: int, slots: int, memory: Memory) -> Context:
         """Return what the cell's algorithm may know at an iteration."""
@@ -173,7 +171,7 @@ class Cell:
             sigmas=shifted_sigmas(effective["steps"], self.shared.shift),
             slots=slots,
             group_size=self.shared.group_size,
-            train_steps=self.shared.trained,
+            train_steps=tuple(effective["train_steps"] or range(effective["steps"] - 1)),
             solver=effective["solver"],
             memory=memory,
         )
@@ -231,8 +229,11 @@ def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any
         if key in shared_keys and key not in base.info.owns:
             hint = f"it may set {', '.join(sorted(base.info.owns)) or 'none'}"
             raise InputError(f"{spec.label}: {key!r} is shared by all arms ({hint}); use --set {key}=...")
-    given = {key: getattr(shared, key) for key in OWNABLE & settings(base).keys() & shared_keys.keys()}
-    algorithm = replaced(base, {key: v for key, v in given.items() if v is not None} | own, spec.label)
+    given = {key: getattr(shared, key) for key in HANDED_DOWN if getattr(shared, key) is not None}
+    has = field_types(type(base))
+    if "roots" in given and "roots" not in has:
+        raise InputError(f"{spec.label} cannot have roots={shared.roots}: how it starts is part of the algorithm")
+    algorithm = replaced(base, {key: value for key, value in given.items() if key in has} | own, spec.label)
     clip = settings(algorithm).get("clip")
     if clip is not None and clip <= 0:
         raise InputError(f"{spec.label}: clip={clip} must be positive")

@@ -30,6 +30,9 @@ Memory = Mapping[str, Any]
 OWNABLE = frozenset({"clip", "kernel", "eta", "roots", "steps", "solver", "guidance"})
 """Shared keys an arm may set itself, if its `Info.owns` says so (fairness)."""
 
+HANDED_DOWN = frozenset({"clip", "kernel", "eta", "roots"})
+"""Those of them that an algorithm honours itself: it gets the suite's value, where the suite has one."""
+
 NEEDS = frozenset({"noise"})
 """What a loss may ask for: the noise of its edges."""
 
@@ -134,6 +137,8 @@ class RewardInfo:
     revision: str
     """Of the weights or the rule; changes whenever the same image may score differently."""
     reference: str
+    groupwise: bool = False
+    """Whether a score compares the images of one group: such a group is scored whole, or failed whole."""
 
 
 @runtime_checkable

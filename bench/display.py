@@ -80,10 +80,22 @@ class Watch:
     live: Live | None
     began: float = field(default_factory=time.monotonic)
     said: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, tuple[int, Progress]] = field(default_factory=dict)
+    """A cell's rows in bytes, and its progress then: what has not grown is not read again."""
+
+    def progress(self, cell: Cell) -> Progress:
+        """Return how far a cell is."""
+        folder = self.suite.folder / cell.folder
+        metrics = folder / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.is_file() else 0
+        before = self.seen.get(cell.folder)
+        if before is None or before[0] != size or (not before[1].done and record.is_done(folder, cell.hash)):
+            self.seen[cell.folder] = (size, progress(self.suite, cell))
+        return self.seen[cell.folder][1]
 
     def __call__(self) -> None:
         """Show what is new."""
-        found = [progress(self.suite, cell) for cell in self.suite.cells]
+        found = [self.progress(cell) for cell in self.suite.cells]
         if self.live is not None:
             self.live.update(table(found, time.monotonic() - self.began))
         else:

@@ -17,7 +17,7 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
         "device": device,
@@ -26,7 +26,8 @@ def environment(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name."""
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor()

@@ -95,6 +95,7 @@ def make_result(
         "peak_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
         "flops_per_call": flops,
         "evaluation": plain_scores(found),
+        "evaluation_failures": list(found.failures),
         "units": units(judges.rewards),
         "drift": drift(found.features, reference, cell.shared.features),
     }
@@ -117,7 +118,7 @@ def mean_nested(values: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str
 def drift(features: np.ndarray, reference: np.ndarray, scorer: str) -> record.Drift:
     """Return the distance of samples from base samples of a disjoint noise stream."""
     if not features.size:
-        return {"kid": float("nan"), "mmd2": float("nan"), "bandwidth": float("nan"), "features": scorer, "n": 0}
+        return {"kid": None, "mmd2": None, "bandwidth": None, "features": scorer, "n": 0}
     bandwidth = median_distance(reference)
     return {
         "kid": kid(features, reference),

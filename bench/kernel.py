@@ -88,11 +88,11 @@ def flow_sde(
     velocity, x, sigma, sigma_next, a = _float32(velocity, x, sigma, sigma_next, noise_level)
     at_one = sigma >= 1
     if sigma_one is None:
-        if bool(at_one.any()):
+        if bool((at_one & (a > 0)).any()):
             raise ValueError(
                 "flow_sde at sigma = 1 needs sigma_one, the sigma that stands in for 1 (the grid's second)"
             )
-        denominator = 1 - sigma
+        denominator = torch.where(at_one, 1.0, 1 - sigma)  # where there is no noise, any number will do
     else:
         denominator = 1 - torch.where(at_one, torch.as_tensor(sigma_one, dtype=sigma.dtype), sigma)
     s = a * ((sigma - sigma_next) * sigma / denominator).sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ from bench import checkpoint, record
 from bench.budget import exhausted
 from bench.config import Cell, Shared
 from bench.contract import Memory, Reward
-from bench.cost import Clock, nfe, peak_host_bytes
+from bench.cost import Clock, forget_host_peak, nfe, peak_host_bytes
 from bench.data import of_iteration
 from bench.noise import Noise
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
-from bench.score import Scores, advantages, decode, score
+from bench.score import Scores, advantages, check_scored, decode, score
 from bench.update import Iteration, Trainer, Updated, update
 
 
@@ -61,12 +62,18 @@ def train(parts: Parts, folder: Path) -> Trainer:
     killed ends with the records of one that was not.
     """
     shared = parts.cell.shared
+    forget_peak(parts.policy.device)
     trainer = make_trainer(parts)
     clock = Clock(synchronize=_synchronizer(parts.policy.device))
     metrics = folder / "metrics.jsonl"
     start, memory = checkpoint.restore(folder / "checkpoints", trainer)
     record.cut_rows(metrics, start)
     rows = list(record.read_rows(metrics))
+    if len(rows) != start:
+        raise RuntimeError(
+            f"{metrics} has {len(rows)} rows, the newest checkpoint {start} iterations: they do not belong together; "
+            f"delete {folder} to start the cell anew"
+        )
     ended = exhausted(rows, shared.budget, shared.budget_limit, shared.iterations)
     while not ended:
         row, memory = iterate(parts, trainer, len(rows), memory, clock)
@@ -83,7 +90,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     cell, shared, algorithm = parts.cell, parts.cell.shared, parts.cell.algorithm
     began = time.perf_counter()
     chosen = of_iteration(parts.prompts, cell.seed, iteration, shared.prompts_per_iteration)
-    condition = parts.condition.rows(torch.tensor(chosen, device=parts.policy.device))
+    condition = parts.condition.rows(torch.tensor(chosen)).to(parts.policy.device)
     ctx = cell.context(iteration, shared.prompts_per_iteration, memory)
     noise = Noise(seed=cell.seed, iteration=iteration)
     plan = algorithm.plan(ctx)
@@ -94,6 +101,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
         images = decode(parts.policy, rolled.x0, shared.micro_batch)
         texts = [parts.prompts[chosen[s]] for s in slot.tolist()]
         scores = score(parts.rewards, images, texts, slot, shared.micro_batch)
+        check_scored(scores.failed, scores.failures)
     with clock.phase("credit"):
         outcome, advantage = advantages(
             algorithm,
@@ -106,7 +114,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
             adv_clip=shared.adv_clip,
         )
         selection = algorithm.select(plan, outcome, advantage, ctx)
-        memory = algorithm.remember(plan, outcome, ctx)
+        memory = json.loads(json.dumps(algorithm.remember(plan, outcome, ctx), allow_nan=False))
     with clock.phase("update"):
         it = Iteration(
             plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
@@ -173,6 +181,14 @@ def drift_warnings(drift: float, clip: float | None, shared: Shared) -> list[str
         f"log-probs drift by {drift:.1e} between rollout and training, more than a tenth of the clip range {clip:g}; "
         "--set anchor=recompute removes it, at the cost of one pass"
     ]
+
+
+def forget_peak(device: torch.device) -> None:
+    """Start the peak of the device's memory, on a CPU the process's, anew: a worker runs several cells."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        forget_host_peak()
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -39,6 +39,7 @@ class Plan:
     """Who samples."""
 
     def __post_init__(self) -> None:
+        check_lengths(self)
         check_grid(self)
         check_edges(self)
 
@@ -46,6 +47,13 @@ class Plan:
     def steps(self) -> int:
         """Return the number of denoising steps T."""
         return len(self.sigmas) - 1
+
+
+def check_lengths(plan: Plan) -> None:
+    """Raise ValueError unless every array of the plan has one entry a node."""
+    for name in ("noise_level", "coupling", "noise_scale"):
+        if len(getattr(plan, name)) != len(plan.tree):
+            raise ValueError(f"{name} has {len(getattr(plan, name))} entries for {len(plan.tree)} nodes")
 
 
 def check_grid(plan: Plan) -> None:
@@ -78,8 +86,10 @@ def check_edges(plan: Plan) -> None:
         raise ValueError(
             f"two siblings on ODE edges at step {step} would be equal: branch where the step is stochastic"
         )
-    if ((plan.coupling < 0) | (plan.coupling > 1)).any():
+    if not ((plan.coupling >= 0) & (plan.coupling <= 1)).all():
         raise ValueError("coupling is a correlation in [0, 1]")
+    if (plan.coupling[(tree.parent >= 0) & (tree.fanout()[tree.parent] > 1)] == 1).any():
+        raise ValueError("siblings whose noise has correlation 1 would be equal: branch noise s must be above 0")
     if (plan.noise_scale <= 0).any():
         raise ValueError("noise_scale is positive")
 

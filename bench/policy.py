@@ -19,6 +19,10 @@ class Condition:
 
     tensors: tuple[Tensor, ...]
 
+    def to(self, device: torch.device) -> Condition:
+        """Return the condition on a device."""
+        return Condition(tensors=tuple(t.to(device) for t in self.tensors))
+
     def rows(self, index: Tensor) -> Condition:
         """Return the condition of the given rows; a row may repeat."""
         return Condition(tensors=tuple(t.index_select(0, index) for t in self.tensors))

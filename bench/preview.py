@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,37 @@ from bench import record
 from bench.config import Cell, settings
 from bench.contract import Outcome
 from bench.cost import Nfe, mean_nfe, nfe
+from bench.environment import cpu_name
 from bench.plan import Plan
 from bench.registry import InputError
 
+COSTLY = (
+    *("model", "resolution", "steps", "group_size", "prompts_per_iteration", "train_steps", "rewards", "precision"),
+    *("micro_batch", "updates_per_iteration", "anchor"),
+)
+"""Keys that an iteration's seconds hang on."""
 
-def planned_nfe(cell: Cell) -> tuple[Nfe, int]:
-    """Return the mean cost over the planned iterations, and the leaves of a prompt.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What an arm will do, known from its plans."""
+
+    cost: Nfe
+    """Mean over the planned iterations."""
+    leaves: int
+    """Of a prompt."""
+    deeds: str
+    """A hash of plans, credit of made-up rewards, and selections: what tells arms apart, but for their losses."""
+
+
+def planned(cell: Cell) -> Planned:
+    """Return what a cell's arm will do.
 
     Raises:
         InputError: if the algorithm has no plan for these settings, with its reason.
     """
     costs: list[Nfe] = []
-    leaves, memory = 0, {}
+    leaves, memory, deeds = 0, {}, hashlib.sha256(type(cell.algorithm).__qualname__.encode())
     for iteration in range(cell.shared.iterations):
         ctx = cell.context(iteration, 1, memory)
         try:
@@ -41,10 +63,13 @@ def planned_nfe(cell: Cell) -> tuple[Nfe, int]:
             where = f"{frame.filename}:{frame.lineno}"
             raise InputError(f"{cell.arm}: {type(error).__name__}: {error} ({where})") from error
         if not len(selection.item_node):
-            raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={cell.shared.trained}")
+            raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={ctx.train_steps}")
         costs.append(nfe(plan, selection))
         leaves = len(outcome.leaf)
-    return mean_nfe(costs), leaves
+        for array in (plan.noise_level, plan.coupling, plan.tree.parent, advantage, selection.item_node):
+            deeds.update(array.tobytes())
+        deeds.update(f"{plan.kernel} {plan.solver}".encode())
+    return Planned(cost=mean_nfe(costs), leaves=leaves, deeds=deeds.hexdigest())
 
 
 def check_claims(cell: Cell, plan: Plan) -> None:
@@ -57,9 +82,9 @@ def check_claims(cell: Cell, plan: Plan) -> None:
 
 
 def made_up_outcome(plan: Plan) -> Outcome:
-    """Return an outcome with distinct rewards, for counting: how many edges are trained depends on no more."""
+    """Return an outcome with distinct rewards and log-probs: what is trained can be counted without a model."""
     leaf = plan.tree.leaves()
-    log_prob = np.where(plan.noise_level > 0, 0.0, np.nan)
+    log_prob = np.where(plan.noise_level > 0, np.cos(np.arange(len(plan.tree))), np.nan)
     return Outcome(log_prob=log_prob, reward=np.sin(np.arange(1.0, len(leaf) + 1)), leaf=leaf)
 
 
@@ -75,48 +100,55 @@ def config_diff(cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:
     }
 
 
-def recorded_seconds(runs: Path, cell: Cell) -> float | None:
-    """Return the median seconds an iteration of recorded cells that cost the same; None if there are none."""
-    if not runs.is_dir():
-        return None
+def recorded(runs: Path) -> list[record.Result]:
+    """Return the readable results of cells that ran on this kind of machine."""
     found = []
-    for config in sorted(runs.glob("*/*/result.json")):
-        if config.parent.name.startswith("base-"):
-            continue
-        result = record.read_cell(config.parent).result
-        same = (
-            result is not None
-            and result["algorithm"] == settings(cell.algorithm)
-            and _costs_alike(result["shared"], cell)
-        )
-        if same and result is not None:
-            found.append(result["seconds_per_iteration"]["total"])
-    return float(np.median(found)) if found else None
+    for path in sorted(runs.glob("*/*/result.json")) if runs.is_dir() else ():
+        try:
+            result = json.loads(path.read_text())
+            where = json.loads((path.parent / "environment.json").read_text())
+        except (OSError, ValueError):
+            continue  # a cell that is being written, or no cell at all: it has no say
+        if where.get("cpu") == cpu_name() and "seconds_per_iteration" in result:
+            found.append(result)
+    return found
 
 
-def _costs_alike(shared: Mapping[str, Any], cell: Cell) -> bool:
-    keys = (
-        "model",
-        "resolution",
-        "steps",
-        "group_size",
-        "prompts_per_iteration",
-        "train_steps",
-        "rewards",
-        "precision",
-    )
+def recorded_seconds(cell: Cell, results: Iterable[record.Result]) -> float | None:
+    """Return the median seconds an iteration of the results that cost what the cell will; None if there are none."""
     mine = cell.effective
-    return all(shared[key] == mine[key] for key in keys)
+    alike = [
+        result["seconds_per_iteration"]["total"]
+        for result in results
+        if result["algorithm"] == settings(cell.algorithm)
+        and all(result["effective"].get(key) == mine[key] for key in COSTLY)
+    ]
+    return float(np.median(alike)) if alike else None
 
 
-def dry_run(cells: Sequence[Cell], runs: Path) -> dict[str, Any]:
-    """Return what `--dry-run` prints: cells with their cost, and the effective-configuration diff."""
-    rows, known = [], {}
-    for cell in cells:
-        key = (cell.arm, cell.shared)
-        if key not in known:
-            known[key] = (*planned_nfe(cell), recorded_seconds(runs, cell))
-        cost, leaves, seconds = known[key]
-        row = {"arm": cell.arm, "algo": cell.algo, "seed": cell.seed, "hash": cell.hash, "leaves": leaves}
-        rows.append(row | {"nfe": cost.nested(), "seconds_per_iteration": seconds})
-    return {"cells": rows, "config_diff": config_diff(cells)}
+def dry_run(cells: Sequence[Cell], runs: Path | None) -> dict[str, Any]:
+    """Return what `--dry-run` prints: cells with their cost, the effective-configuration diff, arms that are alike.
+
+    Args:
+        cells: the suite's.
+        runs: where recorded seconds are looked for; None for nowhere.
+    """
+    results = recorded(runs) if runs else []
+    arms = {cell.arm: cell for cell in cells}
+    known = {arm: planned(cell) for arm, cell in arms.items()}
+    seconds = {arm: recorded_seconds(cell, results) for arm, cell in arms.items()}
+    rows = [
+        {
+            "arm": cell.arm,
+            "algo": cell.algo,
+            "seed": cell.seed,
+            "hash": cell.hash,
+            "leaves": known[cell.arm].leaves,
+            "nfe": known[cell.arm].cost.nested(),
+            "seconds_per_iteration": seconds[cell.arm],
+        }
+        for cell in cells
+    ]
+    first = {known[arm].deeds: arm for arm in reversed(known)}
+    alike = {arm: first[one.deeds] for arm, one in known.items() if first[one.deeds] != arm}
+    return {"cells": rows, "config_diff": config_diff(cells), "alike": alike}

@@ -77,9 +77,10 @@ class Row(TypedDict):
 class Drift(TypedDict):
     """Distance of a set of samples from base samples of a disjoint noise stream."""
 
-    kid: float
-    mmd2: float
-    bandwidth: float
+    kid: float | None
+    """None, as mmd2 and bandwidth, where no features were taken."""
+    mmd2: float | None
+    bandwidth: float | None
     """Of the RBF kernel of mmd2: the median distance between base samples."""
     features: str
     """The scorer in whose image features it is measured."""
@@ -119,6 +120,8 @@ class Result(TypedDict):
     flops_per_call: float
     evaluation: Scores
     """After training; before it, see the base record."""
+    evaluation_failures: list[str]
+    """What scorers said of images they could not score."""
     units: dict[str, Unit]
     drift: Drift
 
@@ -208,7 +211,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 def append_row(path: Path, row: Row) -> None:
     """Append an iteration's row."""
     with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def cut_rows(path: Path, iterations: int) -> None:
@@ -225,7 +230,7 @@ def is_done(folder: Path, digest: str) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON through a temporary name, so that the file is whole or absent."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,7 +27,7 @@ from bench.config import (
 )
 from bench.data import load_prompts
 from bench.models.catalog import ModelEntry
-from bench.models.source import check_side, entry_of, folder_digest, resolve_model
+from bench.models.source import check_side, entry_of, model_digest, resolve_model
 from bench.parse import field_types, key_value, replaced
 from bench.presets import PRESETS
 from bench.preview import dry_run
@@ -46,7 +46,7 @@ examples:
 
 FLAGS = frozenset({"algos", "preset", "model", "seeds", "suite", "out", "jobs", "device"})
 """What is no shared key, so that --set refuses it."""
-FIXED = frozenset({"model_digest", "prompts_digest"})
+FIXED = frozenset({"model_digest", "prompts_digest", "scorer_revisions"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,16 +103,16 @@ def run(words: Sequence[str]) -> int:
     if args.jobs is not None and args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: at least one worker is needed")
     suite = make_suite(args)
-    preview = dry_run(suite.cells, args.out)
+    preview = dry_run(suite.cells, args.out if args.dry_run else None)
     check_closed(suite.folder, suite.shared, open_suite=args.open)
     if args.dry_run:
         print(json.dumps(preview, indent=1) if args.json else spoken(suite, preview))
         return 0
-    check_side(resolve_model(suite.shared.model), suite.shared.resolution)
-    return execute(suite, args.jobs, args.device)
+    check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
+    return execute(suite, args.jobs, args.device, preview["alike"], open_suite=args.open)
 
 
-def execute(suite: Suite, jobs: int | None, device: str) -> int:
+def execute(suite: Suite, jobs: int | None, device: str, alike: Mapping[str, str], *, open_suite: bool) -> int:
     """Run what is missing, print the report's table; return the exit status."""
     from rich.console import Console
 
@@ -120,14 +120,21 @@ def execute(suite: Suite, jobs: int | None, device: str) -> int:
     from bench import suite as grid
 
     try:
-        grid.write(suite)
+        second = grid.write(suite, open_suite=open_suite)
     except OSError as error:
         raise InputError(f"{suite.folder} cannot be written: {error.strerror}; choose another --out") from error
+    if second:
+        print(f"bench: suite {suite.folder.name} is open: it now holds a second shared configuration", file=sys.stderr)
     console = Console()
     missing = suite.missing()
     if missing:
         host = grid.machine(jobs, device)
         print(f"{suite.folder}: {len(missing)} of {len(suite.cells)} cells to run, {host.jobs} at a time", flush=True)
+        for arm, twin in alike.items():
+            print(
+                f"bench: {arm} samples, credits and selects exactly as {twin} does under these settings",
+                file=sys.stderr,
+            )
         workers = grid.start(suite, host, device)
         display.watching(suite, console, lambda watch: grid.finish(workers, watch))
     for cell, what in grid.remarks(suite).items():
@@ -148,13 +155,14 @@ def make_suite(args: argparse.Namespace) -> Suite:
     """
     file = config_file(args.config)
     algorithms, rewards = load("algorithms", args.plugin), load("rewards", args.plugin)
-    model = args.model or file.pop("model", None) or Shared().model
+    from_file = {key: file.pop(key, None) for key in ("model", "preset")}
+    model = args.model or from_file["model"] or Shared().model
     if not isinstance(model, str):
         raise InputError(f"model={model!r}: text is wanted")
-    entry = entry_of(model)
+    entry = entry_of(model, args.plugin)
     if entry is None:
-        resolve_model(model)
-    name = args.preset or file.pop("preset", None) or (entry.preset if entry else "paper")
+        resolve_model(model, args.plugin)
+    name = args.preset or from_file["preset"] or (entry.preset if entry else "paper")
     if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"unknown preset {name!r}{nearest(str(name), PRESETS)}")
     preset = PRESETS[name]
@@ -165,7 +173,7 @@ def make_suite(args: argparse.Namespace) -> Suite:
     for key in FIXED & keys.keys():
         raise InputError(f"{key} cannot be given: it is set by the program, from the contents of what is named")
     shared = replaced(Shared(), keys | {"model": model}, "run")
-    shared = check_shared(shared, rewards)
+    shared = check_shared(shared, rewards, args.plugin)
     specs = all_arms(algorithms) if args.algos == "all" else parse_arms(args.algos)
     arms = [(spec, resolve(spec, shared, layers, algorithms)) for spec in specs]
     plugins = [str(path.resolve()) for path in args.plugin]
@@ -241,26 +249,26 @@ def config_file(path: Path | None) -> dict[str, Any]:
     return value
 
 
-def check_shared(shared: Shared, rewards: Registry) -> Shared:
+def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> Shared:
     """Return the shared keys with the digests of what they name, after checking that all of it exists."""
-    for name in (*weights(shared.rewards), *shared.eval_rewards, *([shared.features] if shared.features else [])):
-        rewards.get(name)
-    if shared.features and not hasattr(rewards.get(shared.features), "features"):
+    judged = tuple(dict.fromkeys((*weights(shared.rewards), *shared.eval_rewards)))
+    scorers = {name: rewards.get(name) for name in (*judged, *([shared.features] if shared.features else []))}
+    if shared.features and not hasattr(scorers[shared.features], "features"):
         known = [name for name, value in rewards.values.items() if hasattr(value, "features")]
         raise InputError(
             f"features={shared.features!r} has no features of images; scorers that have: {', '.join(known)}"
         )
     if not shared.prompts:
         raise InputError(f"model {shared.model!r} has no prompts of its own; give --prompts a text file")
-    judged = tuple(dict.fromkeys((*weights(shared.rewards), *shared.eval_rewards)))
-    # A registered model's weights may be absent for a dry run; a folder is what it holds.
-    digest = ""
-    if entry_of(shared.model) is None:
-        source = resolve_model(shared.model)
-        check_side(source, shared.resolution)
-        digest = folder_digest(source.folder)
-    prompts = load_prompts(shared.prompts)
-    return dataclasses.replace(shared, model_digest=digest, prompts_digest=prompts.digest, eval_rewards=judged)
+    if entry_of(shared.model, plugins) is None:
+        check_side(resolve_model(shared.model, plugins), shared.resolution)
+    return dataclasses.replace(
+        shared,
+        model_digest=model_digest(shared.model, plugins),
+        prompts_digest=load_prompts(shared.prompts).digest,
+        scorer_revisions=tuple(f"{name}@{scorer.info.revision}" for name, scorer in scorers.items()),
+        eval_rewards=judged,
+    )
 
 
 def all_arms(algorithms: Registry) -> list[ArmSpec]:
@@ -303,6 +311,10 @@ def spoken(suite: Suite, preview: Mapping[str, Any]) -> str:
     ]
     missing = len(suite.missing())
     tail = ["", "shared keys that differ between arms:", *(f"  {line}" for line in diff or ["none"])]
+    tail += [
+        f"{arm} samples, credits and selects exactly as {twin} does under these settings"
+        for arm, twin in preview["alike"].items()
+    ]
     return "\n".join([f"suite {suite.folder}, preset {suite.preset}: {missing} cells to run", *lines, *tail])
 
 

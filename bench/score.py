@@ -43,11 +43,7 @@ def score(
     group: Int[np.ndarray, " leaf"],
     chunk: int,
 ) -> Scores:
-    """Return the scores of every image under every reward.
-
-    Raises:
-        RuntimeError: if no leaf could be scored at all, with the scorers' own words.
-    """
+    """Return the scores of every image under every reward."""
     said: list[str] = []
     values: dict[str, np.ndarray] = {}
     for name, reward in rewards.items():
@@ -57,10 +53,14 @@ def score(
         ]
         values[name] = np.concatenate(parts)
     failed = np.asarray(np.isnan(np.stack(list(values.values()))).any(0))
-    if failed.all():
-        raise RuntimeError(f"no image could be scored: {'; '.join(dict.fromkeys(said)) or 'every score is NaN'}")
     reward = {name: np.where(failed, np.nan, value) for name, value in values.items()}
     return Scores(reward=reward, failed=failed, failures=tuple(dict.fromkeys(said)))
+
+
+def check_scored(failed: Bool[np.ndarray, " leaf"], failures: Sequence[str]) -> None:
+    """Raise RuntimeError if no image at all could be scored, with the scorers' own words."""
+    if failed.all():
+        raise RuntimeError(f"no image could be scored: {'; '.join(failures) or 'every score is NaN'}")
 
 
 def whole_groups(group: Int[np.ndarray, " leaf"], chunk: int) -> list[slice]:
@@ -76,14 +76,16 @@ def whole_groups(group: Int[np.ndarray, " leaf"], chunk: int) -> list[slice]:
 def _attempt(
     name: str, reward: Reward, images: Tensor, prompts: Sequence[str], group: np.ndarray, said: list[str]
 ) -> np.ndarray:
-    """Score a batch; where the scorer raises, score one by one, so that an image fails alone."""
+    """Score a batch; where the scorer raises, score what can stand alone: a group, of a pointwise reward an image."""
     try:
         value = np.asarray(reward(images, prompts, group), np.float64)
     except Exception as error:  # noqa: BLE001  # a scorer may be anyone's code; its failure is counted, recorded, shown
         said.append(f"{name}: {type(error).__name__}: {error}")
-        if len(images) == 1:
-            return np.array([np.nan])
-        rows = [slice(i, i + 1) for i in range(len(images))]
+        rows = whole_groups(group, 1)
+        if len(rows) == 1 and not reward.info.groupwise:
+            rows = [slice(i, i + 1) for i in range(len(images))]
+        if len(rows) == 1:
+            return np.full(len(images), np.nan)
         return np.concatenate([_attempt(name, reward, images[r], prompts[r], group[r], said) for r in rows])
     if value.shape != (len(images),):
         raise ValueError(f"reward {name!r} returned shape {value.shape} for {len(images)} images: one score an image")

@@ -16,6 +16,7 @@ import yaml
 
 from bench import record
 from bench.config import Cell, Shared, cell_record, digest, identity, plain
+from bench.lock import locked
 from bench.registry import InputError
 
 
@@ -59,27 +60,36 @@ def check_closed(folder: Path, shared: Shared, *, open_suite: bool) -> None:
         )
 
 
-def write(suite: Suite) -> None:
-    """Create the suite's folder, its suite.yaml, and a config.yaml a cell."""
+def write(suite: Suite, *, open_suite: bool = False) -> bool:
+    """Create the suite's folder, its suite.yaml, and a config.yaml a cell.
+
+    Returns:
+        Whether an open suite now holds a second shared configuration.
+    """
     suite.folder.mkdir(parents=True, exist_ok=True)
     path = suite.folder / "suite.yaml"
-    there = yaml.safe_load(path.read_text()) if path.is_file() else None
-    value = there or {
-        "version": 1,
-        "name": suite.folder.name,
-        "preset": suite.preset,
-        "shared": plain(suite.shared),
-        "shared_hash": digest(identity(suite.shared)),
-        "arms": [],
-    }
-    value |= {"arms": list(dict.fromkeys([*value["arms"], *(cell.arm for cell in suite.cells)]))}
-    record.write_text(path, yaml.safe_dump(value, sort_keys=False))
+    mine = digest(identity(suite.shared))
+    with locked(suite.folder, wait=True):
+        value = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {
+            "version": 1,
+            "name": suite.folder.name,
+            "preset": suite.preset,
+            "shared": plain(suite.shared),
+            "shared_hash": mine,
+            "open": False,
+            "arms": [],
+        }
+        second = open_suite and value["shared_hash"] != mine
+        arms = dict.fromkeys([*value["arms"], *(cell.arm for cell in suite.cells)])
+        value |= {"arms": list(arms), "open": value.get("open", False) or second}
+        record.write_text(path, yaml.safe_dump(value, sort_keys=False))
     for cell in suite.cells:
         folder = suite.folder / cell.folder
         folder.mkdir(exist_ok=True)
         text = yaml.safe_dump(cell_record(cell), sort_keys=False)
         if not record.is_done(folder, cell.hash):
             record.write_text(folder / "config.yaml", text)
+    return second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

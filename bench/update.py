@@ -50,7 +50,7 @@ class Trainer:
             for average, parameter in zip(self.ema, self.parameters(), strict=True):
                 average.lerp_(parameter.detach(), 1 - decay)
         assert norm is not None
-        return norm.detach()
+        return norm.detach().to(self.policy.device)  # of no gradients at all it is a number on the CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +165,12 @@ def update(
     old, anchor_calls = it.rollout.log_prob, 0
     if anchor == "recompute" and updates > 1:
         old, anchor_calls = recomputed(trainer.policy, it, np.concatenate(parts[1:]), chunk)
-    losses, norms, drifts, ratios = [], [], [], []
+    losses, norms, drifts, ratios, calls = [], [], [], [], 0
     for shard, queries in enumerate(parts):
         for query in micro_batches(it.selection, queries, chunk) if len(queries) else ():
             batch = build_batch(it, query, old, float(updates), algorithm.info.needs)
             velocity = evaluate(trainer.policy, it, query, batch)
+            calls += len(velocity)
             scored = batch.noise_level > 0
             if scored.all():
                 new = batch.log_prob(velocity.detach())
@@ -181,7 +182,7 @@ def update(
             trainer.accelerator.backward(loss)
             losses.append(loss.detach())
         norms.append(trainer.step())
-    return _statistics(losses, norms, drifts, ratios, clip, sum(map(len, parts)), anchor_calls)
+    return _statistics(losses, norms, drifts, ratios, clip, calls, anchor_calls)
 
 
 def evaluate(policy: Policy, it: Iteration, query: Int[np.ndarray, " query"], batch: Batch) -> Tensor:

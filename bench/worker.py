@@ -6,42 +6,32 @@ Several workers, on one machine or many that share the disk, may run at once: a 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from bench import judge, loop, record
 from bench.config import Cell, Shared, cell_from_record, digest, identity, weights
+from bench.contract import Reward
 from bench.cost import flops_per_call
 from bench.data import evenly, load_prompts
 from bench.environment import environment
+from bench.lock import locked
 from bench.models.source import resolve_model
 from bench.policy import Condition, Policy
 from bench.registry import Registry, load
-
-
-@contextmanager
-def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the folder's lock; yield False at once if another process has it and `wait` is off."""
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,16 +42,18 @@ class Worker:
     device: torch.device
     encoded: dict[tuple[str, tuple[str, ...]], Condition] = field(default_factory=dict)
     """Prompts are encoded once a process."""
+    scorers: dict[str, Reward] = field(default_factory=dict)
+    """As are scorers loaded."""
 
     def run(self, folder: Path) -> None:
         """Train, judge and record a cell; DONE comes last."""
         config = yaml.safe_load((folder / "config.yaml").read_text())
         files = [Path(p) for p in config["plugins"]]
         cell, rewards = cell_from_record(config, load("algorithms", files)), load("rewards", files)
-        policy = self.policy(cell.shared)
-        judges = self.judges(cell.shared, rewards, policy)
-        base = self.base(cell.shared, judges, policy)
         record.write_json(folder / "environment.json", environment(_device_name(self.device), torch.get_num_threads()))
+        policy = self.policy(cell, cell.effective["guidance"])
+        judges = self.judges(cell.shared, rewards, policy)
+        self.base(cell, judges, wait=False)
         parts = self.parts(cell, rewards, policy)
         flops = flops_per_call(policy, parts.condition)
         trainer = loop.train(parts, folder)
@@ -71,59 +63,68 @@ class Worker:
         found = judge.judge(policy, judges, cell.shared)
         judge.write_samples(folder / "samples", found)
         _whole(folder / "pipeline", policy.save)
+        base = self.base(cell, judges, wait=True)
         rows = list(record.read_rows(folder / "metrics.jsonl"))
         record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
         record.write_text(folder / "DONE", cell.hash + "\n")
 
     def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
         """Return the objects that a cell is trained with."""
-        prompts = load_prompts(cell.shared.prompts).train
-        weight = weights(cell.shared.rewards)
+        shared, prompts = cell.shared, load_prompts(cell.shared.prompts).train
+        weight = weights(shared.rewards)
+        AcceleratorState._reset_state(reset_partial_state=True)  # the cell before may have had another precision
         return loop.Parts(
             cell=cell,
             policy=policy,
             accelerator=Accelerator(
-                cpu=self.device.type == "cpu", mixed_precision="bf16" if cell.shared.precision == "bf16" else "no"
+                cpu=self.device.type == "cpu", mixed_precision="bf16" if shared.precision == "bf16" else "no"
             ),
-            rewards={name: rewards.get(name)() for name in weight},
+            rewards=self.load(rewards, tuple(weight)),
             weight=weight,
             prompts=prompts,
-            condition=self.condition(cell.shared, policy, prompts),
+            condition=self.condition(shared, policy, prompts),
         )
 
-    def policy(self, shared: Shared) -> Policy:
+    def policy(self, cell: Cell, guidance: float) -> Policy:
         """Return the untrained model."""
-        source = resolve_model(shared.model)
+        source = resolve_model(cell.shared.model, [Path(p) for p in cell.plugins])
         module, _, name = source.family.partition(":")
         adapter = getattr(import_module(module), name)
-        return adapter(source.folder, resolution=shared.resolution, guidance=shared.guidance, device=self.device)
+        return adapter(source.folder, resolution=cell.shared.resolution, guidance=guidance, device=self.device)
+
+    def load(self, rewards: Registry, names: Sequence[str]) -> dict[str, Reward]:
+        """Return scorers by name."""
+        for name in names:
+            if name not in self.scorers:
+                self.scorers[name] = rewards.get(name)()
+        return {name: self.scorers[name] for name in names}
 
     def condition(self, shared: Shared, policy: Policy, prompts: Sequence[str]) -> Condition:
-        """Return encoded prompts."""
+        """Return encoded prompts, on the CPU: an iteration takes its own to the device."""
         key = (shared.model, tuple(prompts))
         if key not in self.encoded:
-            self.encoded[key] = policy.encode(prompts)
+            self.encoded[key] = policy.encode(prompts).to(torch.device("cpu"))
         return self.encoded[key]
 
     def judges(self, shared: Shared, rewards: Registry, policy: Policy) -> judge.Judges:
         """Return the evaluation's scorers and prompts."""
         split = getattr(load_prompts(shared.prompts), shared.eval_split)
         prompts = tuple(evenly(split, shared.eval_prompts))
-        scorers = {name: rewards.get(name)() for name in shared.eval_rewards}
+        featurizer: Any = self.load(rewards, [shared.features])[shared.features] if shared.features else None
         return judge.Judges(
-            rewards=scorers,
-            featurizer=(scorers.get(shared.features) or rewards.get(shared.features)()) if shared.features else None,
+            rewards=self.load(rewards, shared.eval_rewards),
+            featurizer=featurizer,
             prompts=prompts,
             condition=self.condition(shared, policy, prompts),
         )
 
-    def base(self, shared: Shared, judges: judge.Judges, policy: Policy) -> Path:
-        """Return the folder of the base record, made by whoever needs it first."""
-        folder = self.suite / f"base-{digest(identity(shared))}"
+    def base(self, cell: Cell, judges: judge.Judges, *, wait: bool) -> Path:
+        """Return the folder of the base record; make it, unless it is there or (without `wait`) being made."""
+        folder = self.suite / f"base-{digest(identity(cell.shared))}"
         folder.mkdir(exist_ok=True)
-        with locked(folder, wait=True):
-            if not (folder / "result.json").is_file():
-                judge.write_base(folder, policy, judges, shared)
+        with locked(folder, wait=wait) as mine:
+            if mine and not (folder / "result.json").is_file():
+                judge.write_base(folder, self.policy(cell, cell.shared.guidance), judges, cell.shared)
         return folder
 
 
@@ -146,6 +147,8 @@ def work(suite: Path, names: Sequence[str], device: str) -> int:
     A cell that another worker holds is waited for at the end, and taken over if that worker died.
     """
     found = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
     worker = Worker(suite=suite, device=found)
     folders = [suite / name for name in names]
     tried = {folder: _attempt(worker, folder, wait=False) for folder in folders}

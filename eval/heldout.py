@@ -17,7 +17,7 @@ from bench.plan import Plan, branching
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
-from bench.score import score
+from bench.score import check_scored, score
 
 EVAL_SEED = 0
 """Evaluation noise depends on (prompt, k) alone, so that every cell of every seed is judged on the same draws."""
@@ -72,32 +72,34 @@ def evaluate(
         chunk: most images in memory at a time.
         stream: of the root noise; `eval-reference` is disjoint from `eval`.
         shown: how many images to return, first sample of the first prompts.
+
+    Raises:
+        RuntimeError: if no image could be scored.
     """
     plan = deterministic(shifted_sigmas(steps, shift), len(prompts), samples, solver)
     noise = Noise(seed=EVAL_SEED, iteration=0, root_stream=stream)
-    x0 = rollout(policy, plan, condition, noise, chunk=chunk).x0
+    x0 = rollout(policy, plan, condition.to(policy.device), noise, chunk=chunk).x0
     slot = plan.tree.slot[plan.tree.leaves()]
     texts: list[str] = [prompts[int(s)] for s in slot]
     chunk = max(samples, chunk - chunk % samples)  # whole prompts
     values: dict[str, list[np.ndarray]] = {name: [] for name in rewards}
-    features, kept, failures = [], [], []
+    features, kept, said = [], [], dict[str, None]()
     for start in range(0, len(x0), chunk):
         part = slice(start, start + chunk)
         images = policy.decode(x0[part])
         scored = score(rewards, images, texts[part], slot[part], chunk) if rewards else None
         for name, value in scored.reward.items() if scored else ():
             values[name].append(value)
-        failures += scored.failures if scored else ()
+        said |= dict.fromkeys(scored.failures if scored else ())
         if featurizer is not None:
             features.append(featurizer.features(images).double().cpu().numpy())
         first = [i for i in range(len(images)) if (start + i) % samples == 0]
         kept.append(images[first].cpu())
-    return Evaluation(
-        scores={name: np.concatenate(v).reshape(len(prompts), samples) for name, v in values.items()},
-        features=np.concatenate(features) if features else np.zeros((0, 0)),
-        images=torch.cat(kept)[:shown],
-        failures=tuple(dict.fromkeys(failures)),
-    )
+    scores = {name: np.concatenate(v).reshape(len(prompts), samples) for name, v in values.items()}
+    for value in scores.values():
+        check_scored(np.isnan(value).ravel(), list(said))
+    found = np.concatenate(features) if features else np.zeros((0, 0))
+    return Evaluation(scores=scores, features=found, images=torch.cat(kept)[:shown], failures=tuple(said))
 
 
 def deterministic(sigmas: Float[np.ndarray, " knot"], slots: int, samples: int, solver: str) -> Plan:

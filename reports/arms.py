@@ -43,7 +43,7 @@ def arms(record: SuiteRecord) -> tuple[Arm, ...]:
     """Return the arms in the suite's order; where one name has run under several settings, it is told apart by them."""
     groups: dict[tuple[str, str], list[CellRecord]] = {}
     place = {name: at for at, name in enumerate(record.suite["arms"])}
-    for cell in sorted(record.cells, key=lambda cell: (place[cell.config["arm"]], cell.config["seed"])):
+    for cell in sorted(record.cells, key=lambda cell: (place.get(cell.config["arm"], len(place)), cell.config["seed"])):
         config = cell.config
         settings = json.dumps([config["shared"], config["effective"], config["algorithm"]], sort_keys=True)
         groups.setdefault((config["arm"], settings), []).append(cell)

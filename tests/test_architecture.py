@@ -19,34 +19,38 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate")
 # The rings of bench, innermost first. A module imports its own ring and those before it.
 PURE = [
     "batch",
-    "config",
     "contract",
     "cost",
-    "data",
     "environment",
     "kernel",
     "loss",
     "noise",
-    "parse",
     "plan",
     "policy",
-    "presets",
-    "preview",
     "prune",
     "record",
-    "registry",
     "schedule",
     "select",
     "solver",
     "tree",
+]
+STAGES = ["rollout", "score", "update", "models.flux"]
+SETUP = [
+    "budget",
+    "config",
+    "data",
+    "lock",
+    "parse",
+    "presets",
+    "preview",
+    "registry",
     "models.catalog",
     "models.source",
 ]
-STAGES = ["rollout", "score", "update", "models.flux"]
 CELL = ["checkpoint", "judge", "loop"]
 GRID = ["display", "suite", "worker"]
 COMMAND = ["run"]
-RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, CELL, GRID, COMMAND)]
+RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, COMMAND)]
 
 ARITHMETIC = [
     "bench.contract",
@@ -89,12 +93,14 @@ ALGORITHMS_MAY_USE = ("numpy", "jaxtyping")
 LATE = {"bench.run": "reports.build", "bench.data": "bench.embedded", "bench.cost": "torch"}
 """What a module imports inside a function alone, because names, plans and help must not wait for it."""
 WITHOUT_TORCH = [
+    "budget",
     "config",
     "contract",
     "cost",
     "data",
     "display",
     "environment",
+    "lock",
     "noise",
     "parse",
     "plan",

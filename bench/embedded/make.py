@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = ("tokenizers", "vae", "flux", "scorer")
-STEPS: Mapping[str, int] = {"vae": 2000, "flux": 6000, "scorer": 2000}
+STEPS: Mapping[str, int] = {"vae": 2000, "flux": 6000, "scorer": 1500}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

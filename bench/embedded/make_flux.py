@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from bench.embedded import world
 from bench.embedded.make_text import LENGTH, WIDTH
 from bench.embedded.make_vae import bank
-from bench.embedded.training import Training, seeded, train
+from bench.embedded.training import Training, muon_and_adamw, seeded, train
 from rewards.shapes import Graded, Soft, Strict
 
 BATCH = 128
@@ -155,17 +155,6 @@ def quality(pipeline: FluxPipeline, transformer: Any, split: str, draws: int = 2
     return means
 
 
-def optimisers(transformer: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """Return Muon for the matrices of the blocks and AdamW for everything else."""
-    named = list(transformer.named_parameters())
-    inner = [p for name, p in named if "transformer_blocks" in name and p.ndim == 2]
-    outer = [p for name, p in named if not ("transformer_blocks" in name and p.ndim == 2)]
-    return [
-        torch.optim.Muon(inner, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(outer, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01),
-    ]
-
-
 def _sigmas(noise: torch.Generator) -> Tensor:
     """Return one logit-normal sigma a sample, stratified over the batch so that its loss varies less."""
     strata = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise)) / BATCH
@@ -209,7 +198,7 @@ def make_flux(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str, f
         name="flux",
         steps=steps,
         parts={"transformer": transformer, "average": average},
-        optimisers=optimisers(transformer),
+        optimisers=muon_and_adamw(transformer, inside="transformer_blocks"),
         loss=_flow_loss(transformer, banks, text, seed, steps),
         after=lambda step: _follow(average, transformer, step),
         check=lambda: quality(pipeline, average, "heldout", draws=1),

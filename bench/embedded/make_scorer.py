@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from bench.embedded import world
 from bench.embedded.make_text import LENGTH, clip_tokenizer
 from bench.embedded.make_vae import bank
-from bench.embedded.training import Training, draw_pictures, seeded, train
+from bench.embedded.training import Training, draw_pictures, muon_and_adamw, seeded, train
 from bench.embedded.world import Scene
 
 BATCH = 128
@@ -149,7 +149,6 @@ def make_scorer(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str,
     torch.manual_seed(seed + 5)
     tokenizer, pairs = clip_tokenizer(), Pairs(seed)
     model: Any = new_scorer(tokenizer)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.02)
     tokens = _tokens(tokenizer, pairs.prompts)
     number = {prompt: index for index, prompt in enumerate(dict.fromkeys(pairs.prompts))}
     label = torch.tensor([number[prompt] for prompt in pairs.prompts])
@@ -173,7 +172,7 @@ def make_scorer(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str,
         name="scorer",
         steps=steps,
         parts={"scorer": model},
-        optimisers=[optimiser],
+        optimisers=muon_and_adamw(model, inside="encoder.layers"),
         loss=loss,
         after=lambda _: None,
         check=lambda: accuracy(model.eval(), tokenizer, seed),

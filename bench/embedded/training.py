@@ -61,6 +61,17 @@ def rate(step: int, steps: int, *, warm: int = 100, last: float = 0.03) -> float
     return last + (1 - last) * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def muon_and_adamw(module: torch.nn.Module, *, inside: str) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the blocks, whose names contain `inside`, and AdamW for everything else."""
+    matrix = {name: inside in name and parameter.ndim == 2 for name, parameter in module.named_parameters()}
+    inner = [parameter for name, parameter in module.named_parameters() if matrix[name]]
+    outer = [parameter for name, parameter in module.named_parameters() if not matrix[name]]
+    return [
+        torch.optim.Muon(inner, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(outer, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
+
+
 def _save(path: Path, training: Training, step: int, seconds: float) -> None:
     state = {name: part.state_dict() for name, part in training.parts.items()}
     optimisers = [optimiser.state_dict() for optimiser in training.optimisers]

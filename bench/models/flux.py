@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from bench.policy import Condition
 
-PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+LARGE = 2**26
+"""Bytes from which a frozen file is shared with its source rather than copied."""
 
 
 class Flux:
@@ -26,15 +28,14 @@ class Flux:
         """Load transformer and VAE.
 
         Args:
-            folder: a pipeline in diffusers' layout.
+            folder: a complete FLUX pipeline in diffusers' layout.
             resolution: height and width of the images in pixels.
             guidance: of the guidance embedding; without effect on a model that has none (schnell).
             device: where everything lives.
 
         Raises:
-            ValueError: if the folder is not a complete FLUX pipeline, or the resolution does not fit its VAE.
+            ValueError: if the resolution does not fit the VAE.
         """
-        check_folder(folder)
         # From their own modules: diffusers' pipelines cost seconds to import, and no pipeline runs here.
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
         from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
@@ -68,7 +69,8 @@ class Flux:
         distinct = list(dict.fromkeys(prompts))
         pooled = [clip(_ids(clip_tokens, p).to(self.device)).pooler_output for p in distinct]
         tokens = [t5(_ids(t5_tokens, p).to(self.device)).last_hidden_state for p in distinct]
-        row = torch.tensor([distinct.index(p) for p in prompts], device=self.device)
+        place = {prompt: at for at, prompt in enumerate(distinct)}
+        row = torch.tensor([place[p] for p in prompts], device=self.device)
         return Condition(tensors=(torch.cat(pooled).float(), torch.cat(tokens).float())).rows(row)
 
     def velocity(
@@ -98,21 +100,26 @@ class Flux:
 
     def save(self, folder: Path) -> None:
         """Write a pipeline that `diffusers.FluxPipeline.from_pretrained(folder)` loads."""
-        shutil.copytree(self.folder, folder, ignore=shutil.ignore_patterns("transformer"), dirs_exist_ok=True)
+        index = json.loads((self.folder / "model_index.json").read_text())
+        folder.mkdir(parents=True)
+        shutil.copy2(self.folder / "model_index.json", folder)
+        for part in (name for name, value in index.items() if isinstance(value, list) and value[0]):
+            if part != "transformer":
+                shutil.copytree(self.folder / part, folder / part, copy_function=_link)
         self.model.save_pretrained(folder / "transformer")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError, naming what is missing, unless the folder holds a whole FLUX pipeline."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"{folder} has no model_index.json: it is not a pipeline in diffusers' layout")
-    kind = json.loads(index.read_text()).get("_class_name")
-    if kind != "FluxPipeline":
-        raise ValueError(f"{folder} holds a {kind}; this adapter loads a FluxPipeline")
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}: fetch the whole repository again")
+def _link(source: str, target: str) -> str:
+    """Link a large file, where the file system can; copy others."""
+    real = Path(source).resolve()
+    if real.stat().st_size >= LARGE:
+        try:
+            os.link(real, target)
+        except OSError:  # another file system: a copy serves as well, it only takes longer
+            shutil.copy2(real, target)
+    else:
+        shutil.copy2(real, target)
+    return target
 
 
 def _ids(tokenizer: Any, prompt: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,14 @@ class ModelSource:
     folder: Path
 
 
-def resolve_model(name: str) -> ModelSource:
+def resolve_model(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
     """Return where the model of a registered name, or in a folder, is.
 
     Raises:
         InputError: for an unknown name, a folder that is no pipeline of a known family, or a hub model that is not
             on this machine, with the command that fetches it.
     """
-    models = load("models").values
+    models = load("models", plugins).values
     if name in models:
         entry: ModelEntry = models[name]
         folder = Path(entry.source)
@@ -75,9 +76,17 @@ def check_side(source: ModelSource, resolution: int) -> None:
         raise InputError(f"resolution={resolution}: this model makes images whose side is a multiple of {multiple}")
 
 
-def entry_of(name: str) -> ModelEntry | None:
-    """Return the catalog's entry of a registered name; None for a folder."""
-    return load("models").values.get(name)
+def entry_of(name: str, plugins: Sequence[Path] = ()) -> ModelEntry | None:
+    """Return the entry of a registered name; None for a folder."""
+    return load("models", plugins).values.get(name)
+
+
+def model_digest(name: str, plugins: Sequence[Path] = ()) -> str:
+    """Return a hash of a model's files; empty for a registered model whose files are not on this machine."""
+    entry = entry_of(name, plugins)
+    if entry is not None and not Path(entry.source).is_dir():
+        return ""
+    return folder_digest(resolve_model(name, plugins).folder)
 
 
 def folder_digest(folder: Path) -> str:

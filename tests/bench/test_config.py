@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from algorithms.branch import Branch
 from algorithms.dance import Dance
 from algorithms.mix import Mix
 from bench.config import (
+    ArmSpec,
     Cell,
     Shared,
     cell_from_record,
@@ -21,6 +23,7 @@ from bench.config import (
     resolve,
     weights,
 )
+from bench.contract import Info
 from bench.registry import InputError, load
 
 ALGORITHMS = load("algorithms")
@@ -67,8 +70,11 @@ def test_settings_nearer_the_arm_win():
 
 
 def test_shared_keys_reach_every_arm_that_has_them_unless_it_sets_its_own():
-    shared = Shared(kernel="cps", eta=0.5, clip=1e-3, roots="independent")
-    assert resolved("dance", shared) == Dance(kernel="cps", eta=0.5, clip=1e-3, roots="independent")
+    shared = Shared(kernel="cps", eta=0.5, clip=1e-3)
+    rooted = replace(shared, roots="independent")
+    assert resolved("dance", rooted) == Dance(kernel="cps", eta=0.5, clip=1e-3, roots="independent")
+    with pytest.raises(InputError, match="mix cannot have roots=independent"):
+        resolved("mix", rooted)
     assert resolved("mix", shared) == Mix(kernel="cps", eta=0.5, clip=1e-3)
     assert resolved("mix(eta=0.9)", shared) == Mix(kernel="cps", eta=0.9, clip=1e-3)
     assert resolved("branch", Shared()) == Branch()
@@ -81,7 +87,7 @@ def test_shared_keys_reach_every_arm_that_has_them_unless_it_sets_its_own():
         ("mix(roots=independent)", "'roots' is shared by all arms"),
         ("dance(steps=5)", "'steps' is shared by all arms"),
         ("dance(speed=1)", "has no setting 'speed'"),
-        ("dance(clip=0)", "clip=0.0 must be positive"),
+        ("dance(clip=0.1)", "'clip' is shared by all arms"),
         ("dance(tf=2)", "fraction of trained steps"),
         ("dunce", "did you mean 'dance'"),
     ],
@@ -136,8 +142,32 @@ def test_shared_values_without_meaning_are_refused(change, says):
 
 
 def test_all_steps_but_the_last_are_trained_unless_named():
-    assert Shared(steps=5).trained == (0, 1, 2, 3)
-    assert Shared(steps=5, train_steps=(1,)).trained == (1,)
+    def trained(shared: Shared) -> tuple[int, ...]:
+        return cell("dance", shared).context(0, 1, {}).train_steps
+
+    assert trained(Shared(steps=5)) == (0, 1, 2, 3)
+    assert trained(Shared(steps=5, train_steps=(1,))) == (1,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Longer(Dance):
+    """An arm that owns its steps, guidance and solver."""
+
+    info: ClassVar[Info] = replace(Dance.info, owns=frozenset({"steps", "guidance"}))
+    steps: int = 14
+    guidance: float = 1.0
+
+
+def test_what_an_arm_owns_is_what_it_runs_with() -> None:
+    longer = make_cell("test", ArmSpec(label="longer", algo="longer", changes={}), 0, Shared(), Longer(), ())
+    assert (longer.effective["steps"], longer.effective["guidance"]) == (14, 1.0)
+    assert longer.context(0, 1, {}).train_steps == tuple(range(13))
+    assert len(longer.context(0, 1, {}).sigmas) == 15
+
+
+def test_a_key_that_means_nothing_to_an_arm_is_not_in_its_record() -> None:
+    assert cell("mix", Shared()).effective["roots"] is None
+    assert cell("dance", Shared()).effective["roots"] == "shared"
 
 
 @pytest.mark.parametrize("text", ["dance(tf=0.6)", "branch(splits=[0,2],s=.inf)", "mix(strategy=random)"])

@@ -100,16 +100,17 @@ def test_arms_share_their_noise_as_far_as_their_branches_correspond():
 def test_siblings_are_a_shared_and_an_own_draw_mixed_as_in_equation_two():
     s = 2.0
     apart, coupled = branch([3, 1, 1, 1, 1, 1], slots=1), branch([3, 1, 1, 1, 1, 1], slots=1, coupling=1 / (1 + s**2))
-    together = branch([3, 1, 1, 1, 1, 1], slots=1, coupling=1.0)
-    own, xi0 = edge_noise(apart, [1, 2, 3]), edge_noise(together, [1, 2, 3])
+    own = edge_noise(apart, [1, 2, 3])
+    xi0 = NOISE.edges(apart.tree, np.array([1, 2, 3]), np.ones(len(apart.tree)), SHAPE)
     np.testing.assert_array_equal(xi0, np.broadcast_to(xi0[:1], xi0.shape))
     np.testing.assert_allclose(edge_noise(coupled, [1, 2, 3]), (xi0 + s * own) / np.sqrt(1 + s**2), atol=1e-6)
 
 
 def test_two_parents_of_one_level_share_no_split_noise():
-    plan = branch([2, 1, 2, 1, 1, 1], slots=2, coupling=1.0)
-    level = np.arange(plan.tree.offset[3], plan.tree.offset[4])
-    assert len(np.unique(edge_noise(plan, level)[:, 0, 0])) == 4  # one a parent, two parents a slot
+    tree = branch([2, 1, 2, 1, 1, 1], slots=2).tree
+    level = np.arange(tree.offset[3], tree.offset[4])
+    shared = NOISE.edges(tree, level, np.ones(len(tree)), SHAPE)
+    assert len(np.unique(shared[:, 0, 0])) == 4  # one a parent, two parents a slot
 
 
 def test_roots_of_a_slot_correlate_by_their_coupling():

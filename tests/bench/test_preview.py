@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from toy import PROMPTS, ToyPolicy
 
+from bench import preview
 from bench.config import Cell, Shared, make_cell, parse_arms, resolve
 from bench.cost import Nfe
 from bench.noise import Noise
-from bench.preview import config_diff, dry_run, planned_nfe
+from bench.preview import config_diff, dry_run
 from bench.registry import InputError, load
 from bench.rollout import rollout
 
@@ -26,7 +27,8 @@ def cell(text: str, shared: Shared = PAPER) -> Cell:
 
 
 def planned(text: str, **change) -> Nfe:
-    cost, leaves = planned_nfe(cell(text, replace(PAPER, **change)))
+    found = preview.planned(cell(text, replace(PAPER, **change)))
+    cost, leaves = found.cost, found.leaves
     assert leaves == change.get("group_size", 16)
     return cost
 
@@ -108,7 +110,8 @@ def test_a_rollout_runs_the_calls_that_were_planned(arm):
     found, policy = cell(arm, shared), ToyPolicy()
     plan = found.algorithm.plan(found.context(0, 3, {}))
     rolled = rollout(policy, plan, policy.encode(PROMPTS[:3]), Noise(seed=0, iteration=0), chunk=7)
-    cost, leaves = planned_nfe(found)
+    planned_cell = preview.planned(found)
+    cost, leaves = planned_cell.cost, planned_cell.leaves
     assert rolled.calls == policy.rows == cost.rollout_calls * leaves * 3
 
 
@@ -131,25 +134,32 @@ def test_a_rollout_runs_the_calls_that_were_planned(arm):
 )
 def test_a_combination_that_cannot_work_is_refused_before_anything_runs(arm, change, says):
     with pytest.raises(InputError, match=says) as error:
-        planned_nfe(cell(arm, replace(PAPER, **({"iterations": 1} | change))))
+        preview.planned(cell(arm, replace(PAPER, **({"iterations": 1} | change))))
     assert str(error.value).startswith(arm.partition("(")[0])
 
 
 def test_a_shortest_path_can_be_planned_under_every_window_strategy():
     for strategy in ("progressive", "linear-decay", "exponential-decay", "random", "frozen"):
         shared = Shared(steps=2, group_size=2, iterations=3)
-        assert planned_nfe(cell(f"mix(window=1,strategy={strategy})", shared))[0].update_edges == 1
+        assert preview.planned(cell(f"mix(window=1,strategy={strategy})", shared)).cost.update_edges == 1
 
 
 def test_the_diff_shows_the_shared_keys_that_arms_set_differently_and_no_others():
-    arms = [cell("dance"), cell("mix"), cell("branch(clip=1e-3)")]
+    arms = [cell("dance"), cell("mix"), cell("branch(eta=0.5)")]
     assert config_diff(arms) == {
-        "kernel": {"dance": "dance_sde", "mix": "flow_sde", "branch(clip=1e-3)": "dance_sde"},
-        "eta": {"dance": 0.3, "mix": 0.7, "branch(clip=1e-3)": 0.3},
-        "clip": {"dance": 1e-4, "mix": 1e-4, "branch(clip=1e-3)": 1e-3},
+        "kernel": {"dance": "dance_sde", "mix": "flow_sde", "branch(eta=0.5)": "dance_sde"},
+        "eta": {"dance": 0.3, "mix": 0.7, "branch(eta=0.5)": 0.5},
     }
     alike = Shared(steps=20, group_size=16, kernel="cps", eta=0.5, clip=1e-3)
     assert config_diff([cell("dance", alike), cell("mix", alike)]) == {}
+
+
+def test_arms_that_do_the_same_are_named():
+    early = Shared(steps=10, iterations=3, train_steps=(0, 1, 2, 3))
+    arms = [cell(f"{name}(splits=[0,1,2,3])", early) for name in ("branch", "branch-widpru", "branch-mix")]
+    assert dry_run(arms, None)["alike"] == {"branch-widpru(splits=[0,1,2,3])": "branch(splits=[0,1,2,3])"}
+    late = replace(early, train_steps=None)
+    assert dry_run([cell(arm.arm, late) for arm in arms], None)["alike"] == {}
 
 
 def test_a_dry_run_counts_every_cell(tmp_path: Path):

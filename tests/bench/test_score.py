@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from toy import ToyPolicy, normal
 from algorithms.dance import Dance
 from bench.contract import Context, RewardInfo
 from bench.schedule import shifted_sigmas
-from bench.score import Scores, advantages, decode, score, whole_groups
+from bench.score import Scores, advantages, check_scored, decode, score, whole_groups
 
 IMAGES = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 3, 2, 2).contiguous()
 PROMPTS = [f"prompt {i}" for i in range(8)]
@@ -72,7 +73,7 @@ def test_where_a_batch_raises_its_images_are_scored_alone_and_only_the_culprits_
         return number(images, prompts, group)
 
     found = scored(fragile)
-    assert asked == [8] + [1] * 8
+    assert asked == [8, 4, 1, 1, 1, 1, 4, 1, 1, 1, 1]  # the batch, then groups, then the images of groups that raise
     assert np.flatnonzero(found.failed).tolist() == [2, 6]
     np.testing.assert_equal(found.reward["r0"], [0, 1, np.nan, 3, 4, 5, np.nan, 7])
     assert found.failures == ("r0: OSError: no such file",)
@@ -88,11 +89,29 @@ def broken(images, prompts, group):
     raise OSError("no weights")
 
 
+def test_a_groupwise_reward_scores_a_group_whole_or_not_at_all():
+    class Centred(Rule):
+        info: ClassVar[RewardInfo] = replace(Rule.info, groupwise=True)
+
+    def centred(images, prompts, group):
+        if "prompt 2" in prompts:
+            raise OSError("no such file")
+        value = number(images, prompts, group)
+        return value - value.mean()
+
+    found = score({"c": Centred(centred)}, IMAGES, PROMPTS, GROUP, 100)
+    np.testing.assert_equal(found.reward["c"], [np.nan] * 4 + [-1.5, -0.5, 0.5, 1.5])
+
+
 def test_if_nothing_can_be_scored_the_run_stops_with_the_scorers_words():
-    with pytest.raises(RuntimeError, match="no image could be scored: r1: OSError: no weights"):
-        scored(number, broken)
-    with pytest.raises(RuntimeError, match="every score is NaN"):
-        scored(lambda i, p, g: [np.nan] * len(i))
+    for rules, words in (
+        ((number, broken), "no image could be scored: r1: OSError: no weights"),
+        ((lambda i, p, g: [np.nan] * len(i),), "every score is NaN"),
+    ):
+        found = scored(*rules)
+        with pytest.raises(RuntimeError, match=words):
+            check_scored(found.failed, found.failures)
+    check_scored(scored(number).failed, ())
 
 
 def test_an_interrupt_is_not_a_failed_score():

@@ -66,13 +66,12 @@ def test_where_a_window_moves_the_cost_is_the_mean_over_the_planned_iterations(p
 
 def test_the_difference_between_arms_is_named_and_nothing_else(preview):
     same = preview("--algos", "dance,branch", *PAPER)
-    other = preview("--algos", "dance(clip=0.2),branch,mix", *PAPER)
+    other = preview("--algos", "dance(eta=0.2),branch,mix", *PAPER)
 
     assert same["config_diff"] == {}
     assert other["config_diff"] == {
-        "clip": {"dance(clip=0.2)": 0.2, "branch": 1e-4, "mix": 1e-4},
-        "kernel": {"dance(clip=0.2)": "dance_sde", "branch": "dance_sde", "mix": "flow_sde"},
-        "eta": {"dance(clip=0.2)": 0.3, "branch": 0.3, "mix": 0.7},
+        "kernel": {"dance(eta=0.2)": "dance_sde", "branch": "dance_sde", "mix": "flow_sde"},
+        "eta": {"dance(eta=0.2)": 0.2, "branch": 0.3, "mix": 0.7},
     }
 
 

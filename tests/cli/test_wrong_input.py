@@ -64,12 +64,16 @@ VALUES = {
     "no-rate": ([*DANCE, "--set", "lr=0"], ["lr=0", "positive"]),
     "shrinking-weights": ([*DANCE, "--set", "weight_decay=-1"], ["weight_decay", "not negative"]),
     "negative-clip": ([*DANCE, "--set", "clip=-0.1"], ["clip and eta are positive"]),
-    "negative-clip-of-an-arm": (["--algos", "dance(clip=-0.1)"], ["clip=-0.1", "positive"]),
+    "clip-of-an-arm": (["--algos", "dance(clip=0.1)"], ["'clip' is shared", "--set clip="]),
+    "roots-an-arm-cannot-have": ([*DANCE[:1], "mix", "--set", "roots=independent"], ["mix cannot have roots"]),
     "ema-of-one": ([*DANCE, "--set", "ema=1"], ["ema is a decay in [0, 1)"]),
     "fraction-above-one": (["--algos", "dance(tf=1.5)"], ["tf=1.5", "(0, 1]"]),
     "negative-branch-noise": (["--algos", "branch(s=-1)"], ["s and beta are not negative"]),
     "no-window": (["--algos", "mix(window=0)"], ["window, stride and tau are at least 1"]),
     "splits-out-of-order": (["--algos", "branch(splits=[3,0])"], ["splits=(3, 0)", "rising"]),
+    "budget": ([*DANCE, "--set", "budget=call"], ["budget='call'", "did you mean 'calls'?"]),
+    "budget-without-limit": ([*DANCE, "--set", "budget=calls"], ["budget=calls needs a budget_limit"]),
+    "limit-of-iterations": ([*DANCE, "--set", "budget_limit=3"], ["budget=iterations takes no budget_limit"]),
     "seed-twice": ([*DANCE, "--seeds", "0,0"], ["--seeds '0,0'", "as in 0,1,2"]),
     "seed-below-zero": ([*DANCE, "--seeds", "-1"], ["--seeds '-1'", "from 0 on"]),
     "seed-in-words": ([*DANCE, "--seeds", "one"], ["--seeds 'one'", "as in 0,1,2"]),
@@ -156,7 +160,7 @@ FAIRNESS = {
         ["'group_size' is shared by all arms", "--set group_size=..."],
     ),
     "shared-key-of-an-arm": (["--algos", "dance", "--set", "dance.lr=1"], ["'lr' is shared", "--set lr=..."]),
-    "shared-key-another-arm-owns": (["--algos", "mix(roots=independent)"], ["'roots' is shared", "clip, eta, kernel"]),
+    "shared-key-another-arm-owns": (["--algos", "mix(roots=independent)"], ["'roots' is shared", "eta, kernel"]),
 }
 
 PLUGINS = {
@@ -257,7 +261,7 @@ def test_wrong_input_is_one_line_and_status_2(words, says, call, files, tmp_path
 
 def test_a_closed_suite_refuses_a_second_shared_configuration(call, tmp_path):
     words = [*DANCE, "--model", "tiny-flux", "--preset", "smoke", "--suite", "mine"]
-    write(make_suite(run_parser().parse_args(words)))
+    write(make_suite(run_parser().parse_args([*words, "--set", "steps=8"])))
     before = tree(tmp_path)
 
     answer = call([*words, "--set", "steps=9", "--set", "lr=0.1"])

@@ -21,7 +21,7 @@ from toy import PROMPTS, RecordingSGD, ToyPolicy, iteration_of, rewards_of, trai
 from bench.config import Cell, Shared, cell_from_record, cell_record, make_cell, parse_arms, resolve
 from bench.contract import OWNABLE, Algorithm, Context, Outcome
 from bench.plan import Plan
-from bench.preview import check_claims, planned_nfe
+from bench.preview import check_claims, planned
 from bench.registry import InputError, load
 from bench.select import Selection
 from bench.update import Iteration, update
@@ -87,7 +87,7 @@ def cases(arm: str) -> tuple[Case, ...]:
     for steps, group in SHAPES:
         cell = make(arm, steps, group)
         try:
-            planned_nfe(cell)
+            planned(cell)
         except InputError:
             continue
         found.append(case(cell))
