@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Worker:
         files = [Path(p) for p in config["plugins"]]
         cell, rewards = cell_from_record(config, load("algorithms", files)), load("rewards", files)
         record.write_json(folder / "environment.json", environment(_device_name(self.device), torch.get_num_threads()))
-        policy = self.policy(cell, cell.effective["guidance"])
+        policy = self.policy(replace(cell.shared, guidance=cell.effective["guidance"]), files)
         judges = self.judges(cell.shared, rewards, policy)
         self.base(cell, judges, wait=False)
         parts = self.parts(cell, rewards, policy)
@@ -85,12 +85,12 @@ class Worker:
             condition=self.condition(shared, policy, prompts),
         )
 
-    def policy(self, cell: Cell, guidance: float) -> Policy:
+    def policy(self, shared: Shared, plugins: Sequence[Path] = ()) -> Policy:
         """Return the untrained model."""
-        source = resolve_model(cell.shared.model, [Path(p) for p in cell.plugins])
+        source = resolve_model(shared.model, plugins)
         module, _, name = source.family.partition(":")
         adapter = getattr(import_module(module), name)
-        return adapter(source.folder, resolution=cell.shared.resolution, guidance=guidance, device=self.device)
+        return adapter(source.folder, resolution=shared.resolution, guidance=shared.guidance, device=self.device)
 
     def load(self, rewards: Registry, names: Sequence[str]) -> dict[str, Reward]:
         """Return scorers by name."""
@@ -124,7 +124,7 @@ class Worker:
         folder.mkdir(exist_ok=True)
         with locked(folder, wait=wait) as mine:
             if mine and not (folder / "result.json").is_file():
-                judge.write_base(folder, self.policy(cell, cell.shared.guidance), judges, cell.shared)
+                judge.write_base(folder, self.policy(cell.shared, [Path(p) for p in cell.plugins]), judges, cell.shared)
         return folder
 
 

@@ -129,9 +129,15 @@ def _arm_line(arm: Arm, bases: Mapping[str, BaseResult], metrics: Sequence[Metri
         flops=_flops(done),
         peak_memory_bytes=max(result["peak_memory_bytes"] for result in done),
         scores=_scores(done, bases, metrics),
-        kid=float(np.mean([result["drift"]["kid"] for result in done])),
-        mmd2=float(np.mean([result["drift"]["mmd2"] for result in done])),
+        kid=_mean_of([result["drift"]["kid"] for result in done]),
+        mmd2=_mean_of([result["drift"]["mmd2"] for result in done]),
     )
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    """Return the mean of numbers; None if one is missing."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _scores(done: Sequence[Result], bases: Mapping[str, BaseResult], metrics: Sequence[Metric]) -> dict[str, Score]:
