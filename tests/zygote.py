@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from bench.policy import Condition
@@ -55,13 +55,13 @@ def encode(job: Mapping[str, Any]) -> None:
 
     from bench.config import Shared
     from bench.data import evenly, load_prompts
+    from bench.models.flux import Flux
     from bench.parse import replaced
-    from bench.worker import Worker
 
     suite = yaml.safe_load(Path(job["suite"], "suite.yaml").read_text())
     shared = replaced(Shared(), suite["shared"], "shared")
     prompts = load_prompts(shared.prompts)
-    policy = Worker(suite=Path(job["suite"]), device=torch.device("cpu")).policy(shared)
+    policy = Flux(Path(shared.model), resolution=32, guidance=3.5, device=torch.device("cpu"))
     policy.encode(prompts.train)
     policy.encode(tuple(evenly(prompts.heldout, shared.eval_prompts)))
 
@@ -106,10 +106,11 @@ def in_checkpoint(at: int) -> None:
 
     save = torch.save
 
-    def half(state: Any, path: Path) -> None:
+    def half(state: Any, file: IO[bytes]) -> None:
         whole = io.BytesIO()
         save(state, whole)
-        path.write_bytes(whole.getvalue()[: whole.tell() // 2])
+        file.write(whole.getvalue()[: whole.tell() // 2])
+        file.flush()
         die()
 
     at_call(torch, "save", at, half)

@@ -170,20 +170,3 @@ def test_what_is_saved_is_the_changed_model_and_the_rest_as_it_was(random_flux, 
 def test_a_resolution_that_cuts_a_token_is_refused(random_flux, resolution):
     with pytest.raises(ValueError, match=f"resolution={resolution}.*multiple of 8"):
         Flux(random_flux, resolution=resolution, guidance=GUIDANCE, device=CPU)
-
-
-def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no model_index\.json"):
-        Flux(tmp_path, resolution=SIDE, guidance=GUIDANCE, device=CPU)
-
-
-def test_a_pipeline_of_another_family_is_refused(tmp_path):
-    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(ValueError, match="holds a WanPipeline; this adapter loads a FluxPipeline"):
-        Flux(tmp_path, resolution=SIDE, guidance=GUIDANCE, device=CPU)
-
-
-def test_an_incomplete_pipeline_names_what_it_lacks(random_flux, tmp_path):
-    shutil.copytree(random_flux, tmp_path / "partial", ignore=shutil.ignore_patterns("vae", "tokenizer_2"))
-    with pytest.raises(ValueError, match="lacks vae, tokenizer_2: fetch the whole repository again"):
-        Flux(tmp_path / "partial", resolution=SIDE, guidance=GUIDANCE, device=CPU)
