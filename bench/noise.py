@@ -94,11 +94,14 @@ class Noise:
             stream, *rest = key
             return normals.at(self.seed, stream, self.iteration, *rest).standard_normal(out=into, dtype=np.float32)
 
+        xi_0, xi_0_of = np.empty(shape, np.float32), None
         for i, row in enumerate(rows):
             rho = float(coupling[row])
             draw(own(row), out[i])
             if rho > 0:
-                xi_0 = draw(shared(row), np.empty(shape, np.float32))
+                if xi_0_of != shared(row):  # siblings stand side by side
+                    xi_0_of = shared(row)
+                    draw(xi_0_of, xi_0)
                 out[i] = math.sqrt(rho) * xi_0 + math.sqrt(1 - rho) * out[i]
         return out
 

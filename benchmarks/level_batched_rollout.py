@@ -29,7 +29,7 @@ def node_by_node(cell: Parts, plan: Plan, condition: Condition, noise: Noise) ->
         sigma, after = float(plan.sigmas[step]), float(plan.sigmas[step + 1])
         row = condition.rows(torch.tensor([tree.slot[node]]))
         velocity = policy.velocity(x, torch.full((1,), sigma), row)
-        for child in children[node]:
+        for child in children[node].tolist():
             level = float(plan.noise_level[child])
             if level == 0:
                 latent[child] = kernel.ode(velocity, x, sigma, after).mean

@@ -15,7 +15,7 @@ from bench.cost import Clock
 from bench.loop import Parts, iterate, make_trainer
 from bench.update import Trainer
 
-WORK = ("forward", "backward", "optimiser", "decode", "reward")
+WORK: tuple[str, ...] = ("forward", "backward", "optimiser", "decode", "reward")
 """What any implementation of the algorithm has to do."""
 
 
@@ -23,7 +23,8 @@ class Meter:
     """Seconds by kind of work."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.seconds = clock, dict.fromkeys(WORK, 0.0)
+        self.clock = clock
+        self.seconds: dict[str, float] = dict.fromkeys(WORK, 0.0)
 
     def timed(self, kind: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """Return the call, its seconds added to a kind."""
@@ -52,7 +53,7 @@ def watched(made: Parts, meter: Meter) -> tuple[Parts, Trainer]:
     trainer.accelerator.clip_grad_norm_ = meter.timed("optimiser", trainer.accelerator.clip_grad_norm_)
     trainer.optimizer.step = meter.timed("optimiser", trainer.optimizer.step)
     rewards = {name: meter.timed("reward", reward) for name, reward in made.rewards.items()}
-    return dataclasses.replace(made, rewards=rewards), trainer  # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(made, rewards=rewards), trainer
 
 
 def measure(arm: str, args: argparse.Namespace) -> str:
