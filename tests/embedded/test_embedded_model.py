@@ -39,6 +39,12 @@ def test_the_pipeline_folder_names_stock_classes():
     assert index["vae"] == ["diffusers", "AutoencoderKL"]
 
 
+def test_no_folder_remembers_where_it_was_made():
+    configs = [path for folder in (FLUX, CLIP) for path in folder.rglob("*.json")]
+    assert len(configs) >= 10
+    assert not [path for path in configs if '_or_path": "/' in path.read_text()]
+
+
 @pytest.mark.parametrize(("kind", "folder"), [("CLIPTokenizer", "tokenizer"), ("T5Tokenizer", "tokenizer_2")])
 def test_tokenizers_spell_every_caption_back_within_twelve_tokens(kind, folder):
     import transformers

@@ -46,9 +46,10 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
     weight, again = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
-    train(_training(weight, 10), tmp_path)
-    train(_training(again, 10, stop=0), tmp_path)
+    first = train(_training(weight, 10), tmp_path)
+    second = train(_training(again, 10, stop=0), tmp_path)
     assert torch.equal(weight, again)
+    assert first == second > 0.0
 
 
 def test_the_learning_rate_warms_up_and_decays_to_three_percent():

@@ -36,7 +36,7 @@ def _sprite(colour, shape, x=16.0, y=16.0, radius=5.0):
     return Sprite(shape=shape, rgb=world.COLOURS[colour], x=x, y=y, radius=radius)
 
 
-@pytest.mark.parametrize(("name", "least"), [("soft", 0.88), ("graded", 0.995), ("strict", 0.99)])
+@pytest.mark.parametrize(("name", "least"), [("soft", 0.84), ("graded", 0.995), ("strict", 0.99)])
 def test_true_renders_score_near_one(name, least):
     prompts = world.prompts("heldout")
     assert _score(REWARDS[name], prompts, _images(prompts, 0)).mean() >= least
@@ -107,6 +107,7 @@ def test_an_empty_image_is_worth_nothing(name):
         ("a red circle left of a blue square", [("red", "circle", 8, 16), ("blue", "square", 24, 16)], 1),
         ("a blue square right of a red circle", [("red", "circle", 8, 16), ("blue", "square", 24, 16)], 1),
         ("a red circle above a blue square", [("red", "circle", 8, 16), ("blue", "square", 24, 16)], 0),
+        ("a red circle left of a blue square", [("red", "circle", 8, 6), ("blue", "square", 16, 26)], 0),
         ("a red circle below a blue square", [("red", "circle", 16, 24), ("blue", "square", 16, 8)], 1),
     ],
 )
