@@ -67,6 +67,13 @@ def _stages(out: Path, seed: int, steps: Mapping[str, int]) -> Mapping[str, Call
     }
 
 
+def _claim(path: Path, seed: int) -> None:
+    """Note the folder's seed; what another seed began cannot be continued."""
+    if path.exists() and int(path.read_text()) != seed:
+        raise SystemExit(f"--seed {seed}: {path.parent} was begun with seed {path.read_text()}; give another --out")
+    path.write_text(str(seed))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Make what the command line asks for."""
     arguments = _arguments(argv)
@@ -77,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     steps = {**STEPS, **({arguments.stage: arguments.steps} if arguments.steps is not None else {})}
     (arguments.out / "work").mkdir(parents=True, exist_ok=True)
+    _claim(arguments.out / "work" / "seed", arguments.seed)
     stages = _stages(arguments.out, arguments.seed, steps)
     for stage in STAGES if arguments.stage == "all" else (arguments.stage,):
         result = stages[stage]()

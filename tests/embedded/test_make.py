@@ -118,3 +118,11 @@ def test_the_zero_step_transformer_predicts_zero_velocity():
     assert torch.equal(
         velocity(new_transformer(), torch.ones(2, 16, 32), torch.full((2,), 0.5), text), torch.zeros(2, 16, 32)
     )
+
+
+def test_a_folder_begun_with_one_seed_is_not_continued_with_another(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "seed").write_text("0")
+    with pytest.raises(SystemExit, match="begun with seed 0"):
+        make.main(["--out", str(tmp_path), "--stage", "tokenizers", "--seed", "1"])
+    assert not (tmp_path / "made.json").exists()
