@@ -9,6 +9,8 @@ from tiny import Zygote, facts, job
 
 from bench.suite import Suite
 
+pytestmark = pytest.mark.slow
+
 ARM = """
 import dataclasses
 from algorithms.dance import Dance
