@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.budget import Budget
@@ -117,6 +119,8 @@ class Shared:
             raise ValueError(
                 f"budget={self.budget} {'takes no' if self.budget == 'iterations' else 'needs a'} budget_limit"
             )
+        if self.budget_limit is not None and self.budget != "target" and self.budget_limit <= 0:
+            raise ValueError(f"budget_limit={self.budget_limit:g} must be positive")
         if not 0 <= self.ema < 1:
             raise ValueError("ema is a decay in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -313,6 +317,7 @@ def make_cell(
 ) -> Cell:
     """Return a cell, with the hash of all that decides its numbers."""
     what = {"shared": identity(shared), "algo": spec.algo, "algorithm": settings(algorithm), "seed": seed}
+    what["code"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (*code(algorithm), *plugins)]
     return Cell(
         suite=suite,
         arm=spec.label,
@@ -323,6 +328,12 @@ def make_cell(
         plugins=tuple(plugins),
         hash=digest(what),
     )
+
+
+def code(algorithm: Algorithm) -> list[str]:
+    """Return the file that defines an algorithm: another text is another algorithm."""
+    file = sys.modules[type(algorithm).__module__].__file__
+    return [file] if file else []
 
 
 def cell_record(cell: Cell) -> dict[str, Any]:

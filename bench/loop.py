@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     plan = algorithm.plan(ctx)
     with clock.phase("rollout"):
         rolled = rollout(parts.policy, plan, condition, noise, keep=ctx.train_steps, chunk=shared.micro_batch)
+    check_finite(iteration, float(rolled.x0.abs().max()), "latents")
     with clock.phase("score"):
         slot = plan.tree.slot[plan.tree.leaves()]
         images = decode(parts.policy, rolled.x0, shared.micro_batch)
@@ -129,6 +131,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
             anchor=shared.anchor,
             clip=clip,
         )
+    check_finite(iteration, updated.loss + updated.grad_norm, "loss or gradient")
     cost = nfe(plan, selection, parts.policy.calls_per_velocity)
     row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)
     seconds = clock.read()
@@ -171,6 +174,12 @@ def make_row(
         "warnings": [],
         "peak_memory_bytes": peak_bytes(policy.device),
     }
+
+
+def check_finite(iteration: int, number: float, what: str) -> None:
+    """Raise RuntimeError for what no training recovers from."""
+    if not math.isfinite(number):
+        raise RuntimeError(f"training diverged at iteration {iteration}: {what} not finite; lower lr or eta")
 
 
 def drift_warnings(drift: float, clip: float | None, shared: Shared) -> list[str]:

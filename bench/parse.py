@@ -84,7 +84,7 @@ def _scalar(raw: Any, kind: Any, where: str) -> Any:
     if kind is float and not isinstance(raw, bool):
         try:
             number = float(raw)  # YAML reads 1e-3 as text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isnan(number):
             return number

@@ -225,7 +225,7 @@ def cut_rows(path: Path, iterations: int) -> None:
 def is_done(folder: Path, digest: str) -> bool:
     """Return whether the cell is finished, under this very configuration."""
     done = folder / "DONE"
-    return done.is_file() and done.read_text().strip() == digest
+    return done.is_file() and (folder / "result.json").is_file() and done.read_text().strip() == digest
 
 
 def write_json(path: Path, value: Any) -> None:

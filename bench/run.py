@@ -37,7 +37,7 @@ from bench.suite import Suite, check_closed, default_name
 EPILOG = """\
 examples:
   bench run --algos dance,mix,branch
-  bench run --algos "dance(tf=0.6),branch(splits=sparse,fusion=uniform)" --seeds 0,1,2
+  bench run --algos "dance(tf=0.6),branch(splits=[0,2,4,6],fusion=uniform)" --seeds 0,1,2
   bench run --algos all --preset paper --dry-run
   bench list
   bench report quick-tiny-flux-0123456789
@@ -178,7 +178,7 @@ def make_suite(args: argparse.Namespace) -> Suite:
     arms = [(spec, resolve(spec, shared, layers, algorithms)) for spec in specs]
     plugins = [str(path.resolve()) for path in args.plugin]
     title = default_name(name, shared) if args.suite is None else args.suite
-    if Path(title).name != title or title == "..":
+    if not title or Path(title).name != title or title == "..":
         raise InputError(f"--suite {title!r}: a plain name is wanted, of a folder under --out")
     cells = [
         make_cell(title, spec, seed, shared, algorithm, plugins)
@@ -333,7 +333,7 @@ def list_plugins(words: Sequence[str]) -> int:
     print("rewards")
     for name, value in rewards.values.items():
         info = value.info
-        print(f"  {name:24} {(value.__doc__ or '').splitlines()[0]} [{info.unit}, {info.low:g} to {info.high:g}]")
+        print(f"  {name:24} {(value.__doc__ or ' ').splitlines()[0]} [{info.unit}, {info.low:g} to {info.high:g}]")
     print("models")
     for name, value in models.values.items():
         print(f"  {name:24} {value.summary}")
@@ -366,8 +366,15 @@ def show_report(folder: Path) -> None:
 
     try:
         built = build(folder, Path("reports"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"a record under {folder} is no JSON ({error}); delete that cell and run again") from error
     except ValueError as error:
         raise InputError(str(error)) from error
+    except (KeyError, TypeError, yaml.YAMLError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"a record under {folder} is damaged ({why}); delete that cell and run again") from error
+    except OSError as error:
+        raise InputError(f"{error.filename}: {error.strerror}; the report goes to ./reports of this folder") from error
     print("\n".join(built.lines))
     print(f"report: {built.page}")
 

@@ -31,7 +31,7 @@ class Suite:
 
     def missing(self) -> list[Cell]:
         """Return the cells that are not done."""
-        return [cell for cell in self.cells if not record.is_done(self.folder / cell.folder, cell.hash)]
+        return [cell for cell in self.cells if unfinished(self, cell)]
 
 
 def default_name(preset: str, shared: Shared) -> str:
@@ -160,6 +160,11 @@ def finish(workers: Sequence[subprocess.Popen[bytes]], watch: Callable[[], None]
             worker.wait()
 
 
+def unfinished(suite: Suite, cell: Cell) -> bool:
+    """Return whether a cell is not done."""
+    return not record.is_done(suite.folder / cell.folder, cell.hash)
+
+
 def remarks(suite: Suite) -> dict[str, str]:
     """Return, of every cell whose rows carry warnings or failed leaves, what they say."""
     said = {}
@@ -170,6 +175,9 @@ def remarks(suite: Suite) -> dict[str, str]:
         if failed:
             why = dict.fromkeys(text for row in rows for text in row["failures"])
             lines.append(f"{failed} images could not be scored: {'; '.join(why) or 'NaN scores'}")
+        result = record.read_cell(suite.folder / cell.folder).result if not unfinished(suite, cell) else None
+        if result is not None and (failures := result["evaluation_failures"]):
+            lines.append(f"held-out images could not be scored, and count in no metric: {'; '.join(failures)}")
         if lines:
             said[f"{cell.arm} seed {cell.seed}"] = "; ".join(lines)
     return said

@@ -182,7 +182,8 @@ def stop_with_parent() -> None:
     """End this process when standard input closes: a driver that is killed leaves no worker behind."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1024):  # unbuffered: a thread inside a buffered read aborts the interpreter's shutdown
+            pass
         os._exit(130)
 
     threading.Thread(target=watch, daemon=True).start()

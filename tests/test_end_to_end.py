@@ -39,7 +39,9 @@ def finished(random_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     folder = tmp_path_factory.mktemp("work")
     words = arguments(random_flux, ",".join(ARMS), words=["--jobs", "1"])
     command = [sys.executable, "-m", "bench.run", *words]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    )
     until_a_row(folder, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -48,6 +50,11 @@ def finished(random_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     done = {path.parent.name for path in folder.rglob("DONE")}
     resumed = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     return Finished(folder, interrupted, held, done, resumed)
+
+
+def hear_interrupts() -> None:
+    """Undo what a shell does to background jobs: they inherit SIGINT as ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def until_a_row(folder: Path, process: subprocess.Popen[str]) -> None:

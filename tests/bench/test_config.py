@@ -210,3 +210,16 @@ def test_effective_keys_are_the_arms_own_where_it_may_differ():
     effective = cell("mix", Shared(lr=3e-4)).effective
     assert (effective["kernel"], effective["eta"], effective["clip"], effective["lr"]) == ("flow_sde", 0.7, 1e-4, 3e-4)
     assert effective["roots"] is None  # has no meaning for an arm without the choice
+
+
+def test_an_algorithm_whose_code_changes_is_another_cell(tmp_path):
+    def hashed(text: str) -> str:
+        plugin = tmp_path / str(len(text)) / "mine.py"
+        plugin.parent.mkdir()
+        plugin.write_text(text)
+        algorithms = load("algorithms", [plugin])
+        (spec,) = parse_arms("mine")
+        return make_cell("suite", spec, 0, Shared(), resolve(spec, Shared(), {}, algorithms), [str(plugin)]).hash
+
+    source = "from algorithms.dance import Dance\nARMS = {'mine': Dance(tf=0.5)}\n"
+    assert hashed(source) != hashed(source + "# credit differs\n")

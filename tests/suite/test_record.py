@@ -85,3 +85,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         record.write_json(path, {"a": 2})
 
     assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_a_cell_without_its_result_is_not_done(tmp_path):
+    (tmp_path / "DONE").write_text("abc\n")
+    assert not record.is_done(tmp_path, "abc")
+    (tmp_path / "result.json").write_text("{}")
+    assert record.is_done(tmp_path, "abc")

@@ -116,6 +116,16 @@ def test_a_loss_that_raises_fails_its_cell_and_no_other(make, zygote: Zygote, pl
     assert "Traceback" in error
 
 
+def test_a_training_that_diverges_stops_and_names_the_remedy(make, zygote: Zygote):
+    suite = make("dance", words=["--set", "lr=1e30"], iterations=3)
+
+    assert zygote.run(job(suite)) == [[1]]
+
+    (said,) = failures(suite).values()
+    assert "diverged" in said
+    assert "lower lr" in said
+
+
 def test_a_failed_cell_runs_again_and_its_error_goes(make, zygote: Zygote, plugins: Path, tmp_path: Path):
     plugin = tmp_path / "mended_arm.py"
     plugin.write_text(LOSS_RAISES)
