@@ -33,9 +33,13 @@ def difference_grid(arms: Sequence[Arm]) -> Grid:
 
 
 def differing_keys(arms: Sequence[Arm]) -> list[str]:
-    """Return the shared keys that not all arms ran alike, in the configuration's order."""
-    keys = dict.fromkeys(key for arm in arms for key in arm.config["effective"])
-    return [key for key in keys if len({_shown(arm.config["effective"], key) for arm in arms}) > 1]
+    """Return the shared keys that not all arms ran alike, in the configuration's order.
+
+    None, a key that has no meaning for an arm, differs from nothing.
+    """
+    ran = [arm.config["effective"] for arm in arms]
+    keys = dict.fromkeys(key for effective in ran for key in effective)
+    return [key for key in keys if len({_shown(one, key) for one in ran if one.get(key) is not None}) > 1]
 
 
 def shared_grid(shared: Mapping[str, Any]) -> Grid:
@@ -75,7 +79,7 @@ def difference_markdown(arms: Sequence[Arm]) -> str:
     table = difference_grid(arms)
     parts = [
         "# Effective configurations\n",
-        "Shared keys that differ between arms; none leaves a key to the algorithm, or it has no such setting:\n",
+        "Shared keys that differ between arms; none where an arm has no such setting:\n",
     ]
     parts.append(markdown(table) if table.rows else "None: all arms ran the same shared configuration.\n")
     for card in cards(arms):

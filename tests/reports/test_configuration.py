@@ -1,7 +1,7 @@
 import csv
 import io
 
-from synthetic_suite import BRANCH, DANCE, MIX, write_cell, write_suite
+from synthetic_suite import BRANCH, DANCE, MIX, SHARED, write_cell, write_suite
 
 from bench.record import read_suite
 from reports.arms import arms
@@ -67,3 +67,11 @@ def test_environments_that_differ_are_counted(tmp_path):
         ["python", "3.11"],
         ["packages.torch", "2.9 (2 cells); 2.10 (1 cells)"],
     ]
+
+
+def test_a_key_that_has_no_meaning_for_an_arm_is_no_difference(tmp_path):
+    shared = {**SHARED, "roots": None}
+    suite = write_suite(tmp_path / "demo", shared=shared)
+    write_cell(suite, "dance", 0, shared=shared)
+    write_cell(suite, "branch", 0, algo="branch", algorithm=BRANCH, shared=shared)
+    assert texts(difference_grid(arms(read_suite(suite)))) == []
