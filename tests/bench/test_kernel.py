@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy import normal
 
-from bench import kernel
+from bench import kernel, plan
 from bench.kernel import Gaussian
 from bench.schedule import shifted_sigmas
 
@@ -142,3 +142,7 @@ def test_the_clean_prediction_of_an_exact_velocity_is_the_image():
     image, noise = normal(4, 6, key=1), normal(4, 6, key=2)
     found = kernel.clean_prediction(noise - image, 0.4 * image + 0.6 * noise, 0.6)
     torch.testing.assert_close(found, image)
+
+
+def test_a_plan_knows_the_kernels_there_are():
+    assert tuple(kernel.KERNELS) == plan.KERNELS
