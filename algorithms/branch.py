@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from bench.contract import Algorithm, Context, Info, Outcome
+from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
 from bench.loss import policy_gradient
-from bench.plan import Plan, branching
+from bench.plan import Plan, branching, tail
 from bench.prune import above_extremes, below_best_child, sliding
 from bench.select import Selection, trainable, trajectory
 from bench.tree import fuse, has_valid_leaf, normalize, path_sum
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bench.batch import Batch
 
 SPLITS = {"dense": (0, 3, 6, 9), "mixed": (0, 4, 8, 12), "sparse": (0, 5, 10, 15)}
 
@@ -64,6 +58,9 @@ class Branch(Algorithm):
     """Steps of the depth or Mix window."""
     slide: int = 30
     """Iterations after which that window moves one step on."""
+    tail: Literal["suite", "euler", "dpm"] = "suite"
+    """Mix: after the last stochastic step, the suite's steps and solver, or `tail_ratio` of the steps with this one."""
+    tail_ratio: float = 0.5
     kernel: str = "dance_sde"
     eta: float = 0.3
     clip: float = 1e-4
@@ -74,8 +71,10 @@ class Branch(Algorithm):
             raise ValueError(f"splits={self.splits}: split steps are distinct, rising and at least 0")
         if self.factor < 2 or self.window < 1 or self.slide < 1:
             raise ValueError("factor is at least 2; window and slide at least 1")
-        if self.s < 0 or self.beta < 0:
-            raise ValueError("s and beta are not negative")
+        if self.s < 0 or self.beta < 0 or not 0 < self.tail_ratio <= 1:
+            raise ValueError("s and beta are not negative, and tail_ratio is in (0, 1]")
+        if self.tail != "suite" and not self.mix:
+            raise ValueError("tail: without mix every step but the last is stochastic, and no tail is left")
 
     @property
     def split_steps(self) -> tuple[int, ...]:
@@ -84,20 +83,22 @@ class Branch(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """One root, K children at every split; SDE everywhere, or at splits and in the Mix window alone."""
-        T, splits = ctx.steps, self.split_steps
+        T, splits, sigmas, solver = ctx.steps, self.split_steps, ctx.sigmas, ctx.solver
         if splits[-1] > T - 2:
             raise ValueError(f"split at step {splits[-1]}: of {T} steps, the last that can branch is {T - 2}")
-        stochastic = (
-            {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)} if self.mix else set(range(T - 1))
-        )
+        stochastic = set(range(T - 1))
+        if self.mix:
+            stochastic = {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)}
+        if self.tail != "suite":
+            sigmas, solver = tail(ctx, first=max(stochastic) + 1, ratio=self.tail_ratio, solver=self.tail)
         return branching(
-            ctx.sigmas,
+            sigmas,
             slots=ctx.slots,
-            fanout=[self.factor if k in splits else 1 for k in range(T)],
-            noise_level=[self.eta if k in stochastic else 0.0 for k in range(T)],
+            fanout=[self.factor if k in splits else 1 for k in range(len(sigmas) - 1)],
+            noise_level=[self.eta if k in stochastic else 0.0 for k in range(len(sigmas) - 1)],
             kernel=self.kernel,
             coupling=1 / (1 + self.s**2),
-            solver=ctx.solver,
+            solver=solver,
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
@@ -123,7 +124,7 @@ class Branch(Algorithm):
             keep &= ~np.isin(tree.depth - 1, sliding(last + 1, self.window, self.slide, ctx.iteration, ctx.steps))
         return trajectory(plan, keep)
 
-    def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
         """Eq. (5): the clipped surrogate, a mean over each tree's edges."""
         return policy_gradient(batch, velocity["live"], self.clip)
 
@@ -134,4 +135,5 @@ ARMS = {
     "branch-widpru-extreme": Branch(width="extreme"),
     "branch-deppru": Branch(depth=True),
     "branch-mix": Branch(mix=True),
+    "branch-mix-dpm": Branch(mix=True, tail="dpm"),
 }

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from bench.contract import Algorithm, Context, Info, Outcome
+from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
 from bench.loss import policy_gradient
 from bench.noise import keyed
-from bench.plan import Plan, star, window
+from bench.plan import Plan, window
 from bench.select import Selection, trainable, trajectory
 from bench.tree import fuse, normalize
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bench.batch import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +46,6 @@ class Dance(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """SDE everywhere but on the last step; one root fans out at step 0, or every image has its own."""
-        if self.roots == "independent":
-            return star(
-                ctx.sigmas,
-                slots=ctx.slots,
-                roots=ctx.group_size,
-                noise_level=self.eta,
-                kernel=self.kernel,
-                solver=ctx.solver,
-            )
         return window(
             ctx.sigmas,
             slots=ctx.slots,
@@ -69,6 +54,7 @@ class Dance(Algorithm):
             size=ctx.steps - 1,
             noise_level=self.eta,
             kernel=self.kernel,
+            roots=self.roots,
             solver=ctx.solver,
         )
 
@@ -88,7 +74,7 @@ class Dance(Algorithm):
         mine = chosen[tree.first_leaf(), tree.depth - 1]
         return trajectory(plan, mine & trainable(plan, outcome.leaf, outcome.reward, ctx.train_steps))
 
-    def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
         """The clipped surrogate."""
         return policy_gradient(batch, velocity["live"], self.clip)
 

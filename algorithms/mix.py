@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from bench.contract import Algorithm, Context, Info, Outcome
+from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
 from bench.loss import policy_gradient
 from bench.noise import keyed
-from bench.plan import Plan, window
+from bench.plan import Plan, tail, window
 from bench.select import Selection, trainable, trajectory
 from bench.tree import fuse, normalize
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bench.batch import Batch
 
 Strategy = Literal["progressive", "linear-decay", "exponential-decay", "random", "frozen"]
 
@@ -37,6 +31,7 @@ class Mix(Algorithm):
             "a random window is the same on every process",
             "the deterministic prefix and the first window step run once a group, not once an image",
             "the image is the clean prediction of the last step, as for every arm here",
+            "Flash takes ceil(ratio * n) steps after the window and ends at 0; its code counts points, one step fewer",
         ),
         owns=frozenset({"kernel", "eta"}),
     )
@@ -50,6 +45,9 @@ class Mix(Algorithm):
     strategy: Strategy = "progressive"
     start: int = 0
     """Where a frozen window stands."""
+    tail: Literal["suite", "euler", "dpm"] = "suite"
+    """After the window: the suite's steps and solver, or `tail_ratio` of the steps with this one (Flash)."""
+    tail_ratio: float = 0.4
     kernel: str = "flow_sde"
     eta: float = 0.7
     clip: float = 1e-4
@@ -57,6 +55,8 @@ class Mix(Algorithm):
     def __post_init__(self) -> None:
         if self.window < 1 or self.stride < 1 or self.tau < 1 or self.start < 0:
             raise ValueError("window, stride and tau are at least 1, and start at least 0")
+        if not 0 < self.tail_ratio <= 1:
+            raise ValueError(f"tail_ratio={self.tail_ratio}: the fraction of steps kept lies in (0, 1]")
 
     def window_start(self, ctx: Context) -> int:
         """Return the first step of this iteration's window."""
@@ -79,16 +79,19 @@ class Mix(Algorithm):
         return self.tau
 
     def plan(self, ctx: Context) -> Plan:
-        """One root; it fans out where the window starts, and is an ODE before and after."""
+        """One root; it fans out where the window starts, and is an ODE before and, perhaps in fewer steps, after."""
+        start, sigmas, solver = self.window_start(ctx), ctx.sigmas, ctx.solver
+        if self.tail != "suite":
+            sigmas, solver = tail(ctx, first=start + self.window, ratio=self.tail_ratio, solver=self.tail)
         return window(
-            ctx.sigmas,
+            sigmas,
             slots=ctx.slots,
             leaves=ctx.group_size,
-            start=self.window_start(ctx),
+            start=start,
             size=self.window,
             noise_level=self.eta,
             kernel=self.kernel,
-            solver=ctx.solver,
+            solver=solver,
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
@@ -100,9 +103,13 @@ class Mix(Algorithm):
         """The window's edges."""
         return trajectory(plan, trainable(plan, outcome.leaf, outcome.reward, ctx.train_steps))
 
-    def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
         """The clipped surrogate."""
         return policy_gradient(batch, velocity["live"], self.clip)
 
 
-ARMS = {"mix": Mix()}
+ARMS = {
+    "mix": Mix(),
+    "mix-flash": Mix(tau=20, tail="dpm"),
+    "mix-flash-star": Mix(strategy="frozen", tail="dpm", tail_ratio=0.2),
+}

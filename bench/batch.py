@@ -1,4 +1,4 @@
-"""What a loss sees: a micro-batch of queries and items, on the policy's device."""
+"""What a loss sees: a micro-batch of queries and items, latents and per-item numbers on the policy's device."""
 
 from __future__ import annotations
 
@@ -25,13 +25,25 @@ class Batch:
     target: Float[Tensor, "item *latent"]
     """The child latent as stored; for a forward-process item, the leaf."""
     noise: Float[Tensor, "item *latent"] | None
-    """The standard normal that led to each target; only for a loss whose `info.needs` has "noise"."""
+    """The standard normal that led to each target; only for an algorithm whose `needs` has "noise"."""
     noise_level: Float[Tensor, " item"]
     log_prob_old: Float[Tensor, " item"]
     advantage: Float[Tensor, " item"]
     weight: Float[Tensor, " item"]
     kernel: str
     sigma_one: float
+
+    def clean_prediction(self, velocity: Float[Tensor, "query *latent"]) -> Float[Tensor, "item *latent"]:
+        """Return x0 = x - sigma * v of each item's query."""
+        row = self.item_query.to(self.x.device)
+        return kernel.clean_prediction(velocity[row], self.x[row], self.sigma[self.item_query])
+
+    def over_unit(self, value: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
+        """Return the mean of `value` over the items of each item's unit."""
+        _, unit = self.unit[self.item_query].unique(return_inverse=True)
+        unit = unit.to(value.device)
+        total = value.new_zeros(len(value)).index_add(0, unit, value)
+        return (total / unit.bincount(minlength=len(value)).clamp(min=1))[unit]
 
     def transition(self, velocity: Float[Tensor, "query *latent"]) -> kernel.Gaussian:
         """Return each item's transition under `velocity`: children of one parent share its velocity."""

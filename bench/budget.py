@@ -29,8 +29,8 @@ def spent(rows: Sequence[Row], budget: Budget) -> float:
         return sum(sum(row["seconds"].values()) for row in rows)
     if budget == "target":
         return float(np.mean([row["reward_total"] for row in rows[-RECENT:]])) if len(rows) >= RECENT else -np.inf
-    calls = [row["calls"] for row in rows]
-    return float(sum(call["rollout"] + call["anchor"] + BACKWARD * call["update"] for call in calls))
+    kinds = [(kind, count) for row in rows for kind, count in row["calls"].items()]
+    return float(sum(count * (BACKWARD if kind == "update" else 1) for kind, count in kinds))
 
 
 def exhausted(rows: Sequence[Row], budget: Budget, limit: float | None, iterations: int) -> bool:

@@ -24,6 +24,7 @@ def save(folder: Path, trainer: Trainer, iterations: int, memory: Memory) -> Non
         "parameters": [p.detach() for p in trainer.parameters()],
         "optimizer": trainer.optimizer.state_dict(),
         "ema": trainer.ema,
+        "named": {name: (policy.weights, policy.is_live) for name, policy in trainer.named.items()},
         "memory": dict(memory),
     }
     with part.open("wb") as file:
@@ -56,5 +57,9 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
     trainer.optimizer.load_state_dict(state["optimizer"])
     for average, value in zip(trainer.ema, state["ema"], strict=True):
         average.copy_(value)
+    for name, policy in trainer.named.items():
+        weights, policy.is_live = state["named"][name]
+        for weight, value in zip(policy.weights, weights, strict=True):
+            weight.copy_(value)
     trainer.optimizer_steps = state["optimizer_steps"]
     return state["iterations"], state["memory"]

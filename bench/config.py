@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.budget import Budget
-from bench.contract import HANDED_DOWN, OWNABLE, Algorithm, Context, Info, Memory
+from bench.contract import HANDED_DOWN, OWNABLE, Algorithm, Context, Memory, Named
+from bench.hosts import code, family, host_fields, hosts, info_record, restored, settings, with_hosts
 from bench.parse import field_types, key_value, replaced, split_top
 from bench.registry import InputError, Registry, nearest
 from bench.schedule import shifted_sigmas
@@ -162,21 +162,24 @@ class Cell:
     @property
     def effective(self) -> dict[str, Any]:
         """Return the shared keys as this arm runs them; None for one that has no meaning for it."""
-        own = {key: value for key, value in settings(self.algorithm).items() if key in OWNABLE}
+        both = [settings(algorithm) for algorithm in (*reversed(hosts(self.algorithm)), self.algorithm)]
+        own = {key: value for part in both for key, value in part.items() if key in OWNABLE}
         without = dict.fromkeys(HANDED_DOWN - own.keys())
         return plain(self.shared) | without | {key: value for key, value in own.items() if value is not None}
 
-    def context(self, iteration: int, slots: int, memory: Memory) -> Context:
-        """Return what the cell's algorithm may know at an iteration."""
+    def context(self, iteration: int, prompts: Sequence[int], memory: Memory) -> Context:
+        """Return what the cell's algorithm may know at an iteration of these prompts, one a slot."""
         effective = self.effective
         return Context(
             iteration=iteration,
             seed=self.seed,
             sigmas=shifted_sigmas(effective["steps"], self.shared.shift),
-            slots=slots,
+            slots=len(prompts),
             group_size=self.shared.group_size,
             train_steps=tuple(effective["train_steps"] or range(effective["steps"] - 1)),
+            shift=self.shared.shift,
             solver=effective["solver"],
+            prompts=tuple(prompts),
             memory=memory,
         )
 
@@ -228,25 +231,26 @@ def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any
     own: dict[str, Any] = {}
     for source in (layers.get(family(base), {}), layers.get(spec.algo, {}), spec.changes):
         own |= source
+    below = {
+        key: resolve(host_spec(spec.label, key, own.pop(key, value)), shared, layers, algorithms)
+        for key, value in host_fields(base).items()
+    }
+    base = with_hosts(base, below)
     shared_keys = field_types(Shared)
     for key in own:
         if key in shared_keys and key not in base.info.owns:
             hint = f"it may set {', '.join(sorted(base.info.owns)) or 'none'}"
             raise InputError(f"{spec.label}: {key!r} is shared by all arms ({hint}); use --set {key}=...")
-    given = {key: getattr(shared, key) for key in HANDED_DOWN if getattr(shared, key) is not None}
+    kept = base.info.owns & {"clip"}  # a ratio of another kind
+    given = {key: getattr(shared, key) for key in HANDED_DOWN - kept if getattr(shared, key) is not None}
     has = field_types(type(base))
-    if "roots" in given and "roots" not in has:
+    if "roots" in given and "roots" not in has and not hosts(base):
         raise InputError(f"{spec.label} cannot have roots={shared.roots}: how it starts is part of the algorithm")
     algorithm = replaced(base, {key: value for key, value in given.items() if key in has} | own, spec.label)
     clip = settings(algorithm).get("clip")
     if clip is not None and clip <= 0:
         raise InputError(f"{spec.label}: clip={clip} must be positive")
     return algorithm
-
-
-def family(algorithm: Algorithm) -> str:
-    """Return the name that an algorithm's variants have in common: its class's, in lower case."""
-    return type(algorithm).__name__.lower()
 
 
 def check_layers(layers: Mapping[str, Mapping[str, Any]], algorithms: Registry) -> None:
@@ -279,24 +283,19 @@ def weights(rewards: Sequence[str]) -> dict[str, float]:
     return {name: value / total for name, value in found.items()}
 
 
-def settings(algorithm: Algorithm) -> dict[str, Any]:
-    """Return an algorithm's hyper-parameters as plain values."""
-    return plain(algorithm)
+def host_spec(label: str, key: str, value: Any) -> ArmSpec:
+    """Return the arm that a setting names, as in guard(host=branch(splits=sparse))."""
+    if not isinstance(value, (str, Named)):
+        raise InputError(f"{label}.{key}={value!r}: an arm is wanted, as in {key}=dance or {key}=branch(s=2)")
+    specs = parse_arms(value if isinstance(value, str) else value.name)
+    if len(specs) != 1:
+        raise InputError(f"{label}.{key}={value!r}: one arm is wanted")
+    return specs[0]
 
 
 def plain(value: Any) -> dict[str, Any]:
     """Return a dataclass as a dictionary that YAML and JSON write and read back unchanged."""
     return json.loads(json.dumps(dataclasses.asdict(value)))
-
-
-def info_record(info: Info) -> dict[str, Any]:
-    """Return what records keep of an algorithm's info."""
-    return {
-        "paper": info.paper,
-        "reference": info.reference,
-        "deviations": list(info.deviations),
-        "owns": sorted(info.owns),
-    }
 
 
 def digest(value: Any) -> str:
@@ -330,12 +329,6 @@ def make_cell(
     )
 
 
-def code(algorithm: Algorithm) -> list[str]:
-    """Return the file that defines an algorithm: another text is another algorithm."""
-    file = sys.modules[type(algorithm).__module__].__file__
-    return [file] if file else []
-
-
 def cell_record(cell: Cell) -> dict[str, Any]:
     """Return what config.yaml holds."""
     return {
@@ -348,14 +341,14 @@ def cell_record(cell: Cell) -> dict[str, Any]:
         "shared": plain(cell.shared),
         "effective": cell.effective,
         "algorithm": settings(cell.algorithm),
-        "info": info_record(cell.algorithm.info),
+        "info": info_record(cell.algorithm),
         "plugins": list(cell.plugins),
     }
 
 
 def cell_from_record(record: Mapping[str, Any], algorithms: Registry) -> Cell:
     """Return the cell of a config.yaml."""
-    algorithm = replaced(algorithms.get(record["algo"]), record["algorithm"], record["arm"])
+    algorithm = restored(record["algorithm"], algorithms.get(record["algo"]), algorithms, record["arm"])
     shared = replaced(Shared(), record["shared"], "shared")
     return Cell(
         suite=record["suite"],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bench.batch import Batch
+else:
+    Tensor = Batch = Any  # types of this module and of the algorithms', which do not wait for torch
+
+Velocity: TypeAlias = Mapping[str, Tensor]
+"""Velocities [query, *latent] by policy: "live", with gradients, and those that the algorithm needs, without."""
 
 Memory = Mapping[str, Any]
 """JSON values that an algorithm carries from one iteration to the next; checkpointed by the loop."""
@@ -33,8 +38,16 @@ OWNABLE = frozenset({"clip", "kernel", "eta", "roots", "steps", "solver", "guida
 HANDED_DOWN = frozenset({"clip", "kernel", "eta", "roots"})
 """Those of them that an algorithm honours itself: it gets the suite's value, where the suite has one."""
 
-NEEDS = frozenset({"noise"})
-"""What a loss may ask for: the noise of its edges."""
+POLICIES = frozenset({"old", "reference", "ema"})
+"""Policies beside the live one: `reference` is the untrained model, `old` and `ema` follow the live one as the
+algorithm says (`Algorithm.decay`)."""
+
+NEEDS = POLICIES | {"noise"}
+"""What a loss may ask for: velocities of other policies, the noise of its edges."""
+
+CLAIMS = frozenset({"group_size", "zero_sum", "policy_gradient"})
+"""What an algorithm may claim, and is held to: `group_size` leaves a slot; leaves' advantages that sum to zero over an
+iteration; a first update that is the policy gradient of the selected edges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +60,17 @@ class Info:
     """Official code: repository@commit, or why there is none."""
     deviations: tuple[str, ...]
     """Where this implementation differs from the paper or its code, and why."""
-    needs: frozenset[str] = frozenset()
-    """What the loss asks for beyond the live policy, a subset of `NEEDS`."""
     owns: frozenset[str] = frozenset()
-    """Shared keys this algorithm may set itself; a subset of `OWNABLE`."""
-    claims: frozenset[str] = frozenset({"group_size"})
-    """What the harness holds the plan to: `group_size` leaves a slot."""
+    """Shared keys this algorithm may set itself; a subset of `OWNABLE`. One that owns `clip` has a ratio of another
+    kind than the per-dimension Gaussian's, and keeps its own range where the suite has one."""
+    claims: frozenset[str] = CLAIMS
+    """A subset of `CLAIMS`."""
 
     def __post_init__(self) -> None:
         if not self.owns <= OWNABLE:
             raise ValueError(f"an algorithm cannot own {sorted(self.owns - OWNABLE)}; ownable are {sorted(OWNABLE)}")
-        if not self.needs <= NEEDS:
-            raise ValueError(f"a loss cannot need {sorted(self.needs - NEEDS)}; offered are {sorted(NEEDS)}")
+        if not self.claims <= CLAIMS:
+            raise ValueError(f"an algorithm cannot claim {sorted(self.claims - CLAIMS)}; known are {sorted(CLAIMS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +85,12 @@ class Context:
     group_size: int
     train_steps: tuple[int, ...]
     """Steps whose edges may be trained; an arm intersects its own selection with them."""
+    shift: float = 1.0
+    """Of the sigma grid, for algorithms that space it anew."""
     solver: str = "euler"
     """Of ODE steps, as the suite has it."""
+    prompts: tuple[int, ...] = ()
+    """Each slot's prompt, as its number in the training set."""
     memory: Memory = field(default_factory=dict)
 
     @property
@@ -87,6 +103,8 @@ class Context:
 class Outcome:
     """What the rollout and one reward (or the weighted sum of all) say of a plan."""
 
+    name: str = "total"
+    """The reward's, or "total"."""
     log_prob: Float[np.ndarray, " node"]
     """Mean over the latent's dimensions, of the value as stored; NaN on ODE edges and roots."""
     reward: Float[np.ndarray, " leaf"]
@@ -105,6 +123,15 @@ class Algorithm(Protocol):
 
     info: ClassVar[Info]
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Return what the loss asks for beyond the live policy, a subset of `NEEDS`; by default nothing.
+
+        A policy that is named is evaluated once at every query, without gradients, and its calls are counted; where
+        it equals the live one, the live velocity serves.
+        """
+        return frozenset()
+
     def plan(self, ctx: Context) -> Plan:
         """Return where this iteration's forest branches and where it is stochastic."""
         ...
@@ -117,13 +144,35 @@ class Algorithm(Protocol):
         """Return what is trained, with weights."""
         ...
 
-    def loss(self, batch: Batch, velocity: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
         """Return the weighted sum over the batch's items; `velocity["live"]` is the policy's, one row a query."""
         ...
 
-    def remember(self, plan: Plan, outcome: Outcome, ctx: Context) -> Memory:  # noqa: ARG002
-        """Return the memory that the next iteration sees; by default, the one this iteration saw."""
+    def decay(self, ctx: Context) -> Mapping[str, float]:  # noqa: ARG002
+        """Return what `old` and `ema` keep of themselves after this iteration: d * itself + (1-d) * live.
+
+        By default nothing, so that each is the live policy as the iteration began.
+        """
+        return {}
+
+    def remember(self, plan: Plan, outcomes: Mapping[str, Outcome], ctx: Context) -> Memory:  # noqa: ARG002
+        """Return the memory that the next iteration sees, given what `credit` was given, by name; by default the same.
+
+        Values are JSON, so keys are text.
+        """
         return ctx.memory
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """An algorithm by its name, until the harness puts the algorithm itself in its place."""
+
+    name: str
+
+
+def host(name: str) -> Any:
+    """Return the default of a field of type `Algorithm`: an algorithm that builds on another knows only its name."""
+    return Named(name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,22 +33,28 @@ class Nfe:
     """Trained items per leaf."""
     update_calls: float
     """Forward-and-backward passes per leaf: children of one parent once."""
+    named_calls: Mapping[str, float] = field(default_factory=dict)
+    """Forwards of `old`, `reference` and `ema` per leaf, each where the loss needs it."""
 
     def nested(self) -> dict[str, dict[str, float]]:
-        """Return the five numbers as rollout and update, for JSON."""
+        """Return the numbers as rollout, update and named, for JSON."""
         return {
             "rollout": {"paper": self.rollout_paper, "edges": self.rollout_edges, "calls": self.rollout_calls},
             "update": {"edges": self.update_edges, "calls": self.update_calls},
+            "named": dict(self.named_calls),
         }
 
 
-def nfe(plan: Plan, selection: Selection, calls_per_velocity: int = 1) -> Nfe:
+def nfe(
+    plan: Plan, selection: Selection, calls_per_velocity: int = 1, named_rows: Mapping[str, float] | None = None
+) -> Nfe:
     """Return the cost of a plan and of what is trained of it.
 
     Args:
         plan: the forest.
         selection: what is trained.
         calls_per_velocity: 2 under classifier-free guidance.
+        named_rows: rows at which policies beside the live one are evaluated.
     """
     tree = plan.tree
     fanout = tree.fanout()
@@ -60,13 +66,15 @@ def nfe(plan: Plan, selection: Selection, calls_per_velocity: int = 1) -> Nfe:
         rollout_calls=calls_per_velocity * int((fanout > 0).sum()) / leaves,
         update_edges=len(selection.item_node) / leaves,
         update_calls=calls_per_velocity * len(selection.read) / leaves,
+        named_calls={name: calls_per_velocity * rows / leaves for name, rows in (named_rows or {}).items()},
     )
 
 
 def mean_nfe(costs: Sequence[Nfe]) -> Nfe:
     """Return the mean over iterations."""
-    fields = Nfe.__dataclass_fields__
-    return Nfe(**{name: float(np.mean([getattr(cost, name) for cost in costs])) for name in fields})
+    kinds = Nfe.__dataclass_fields__.keys() - {"named_calls"}
+    named = {name: float(np.mean([cost.named_calls[name] for cost in costs])) for name in costs[0].named_calls}
+    return Nfe(**{kind: float(np.mean([getattr(cost, kind) for cost in costs])) for kind in kinds}, named_calls=named)
 
 
 @dataclass(slots=True)

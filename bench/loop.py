@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from accelerate import Accelerator
 from bench import checkpoint, record
 from bench.budget import exhausted
 from bench.config import Cell, Shared
-from bench.contract import Memory, Reward
+from bench.contract import POLICIES, Memory, Reward
 from bench.cost import Clock, forget_host_peak, nfe, peak_host_bytes
 from bench.data import of_iteration
+from bench.named import NamedPolicy, exchanged, follow
 from bench.noise import Noise
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
-from bench.score import Scores, advantages, check_scored, decode, score
+from bench.score import Scores, advantages, check_scored, decode, outcomes, score
 from bench.update import Iteration, Trainer, Updated, update
 
 
@@ -53,7 +55,18 @@ def make_trainer(parts: Parts) -> Trainer:
         ema_decay=shared.ema,
         max_grad_norm=shared.max_grad_norm,
         ema=[p.detach().clone() for p in parameters] if shared.ema else [],
+        named={
+            name: NamedPolicy(weights=[p.detach().clone() for p in parameters])
+            for name in sorted(parts.cell.algorithm.needs & POLICIES)
+        },
     )
+
+
+def sampling(trainer: Trainer, policy: str) -> AbstractContextManager[None]:
+    """Return a context in which the model computes as the policy that a plan says samples."""
+    if policy == "live" or trainer.named[policy].is_live:
+        return nullcontext()
+    return exchanged(trainer.parameters(), trainer.named[policy])
 
 
 def train(parts: Parts, folder: Path) -> Trainer:
@@ -92,10 +105,10 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     began = time.perf_counter()
     chosen = of_iteration(parts.prompts, cell.seed, iteration, shared.prompts_per_iteration)
     condition = parts.condition.rows(torch.tensor(chosen)).to(parts.policy.device)
-    ctx = cell.context(iteration, shared.prompts_per_iteration, memory)
+    ctx = cell.context(iteration, chosen, memory)
     noise = Noise(seed=cell.seed, iteration=iteration)
     plan = algorithm.plan(ctx)
-    with clock.phase("rollout"):
+    with clock.phase("rollout"), sampling(trainer, plan.policy):
         rolled = rollout(parts.policy, plan, condition, noise, keep=ctx.train_steps, chunk=shared.micro_batch)
     check_finite(iteration, float(rolled.x0.abs().max()), "latents")
     with clock.phase("score"):
@@ -105,23 +118,15 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
         scores = score(parts.rewards, images, texts, slot, shared.micro_batch)
         check_scored(scores.failed, scores.failures)
     with clock.phase("credit"):
-        outcome, advantage = advantages(
-            algorithm,
-            plan,
-            rolled.log_prob,
-            scores,
-            parts.weight,
-            ctx,
-            combine=shared.combine,
-            adv_clip=shared.adv_clip,
-        )
+        outcome, judged = outcomes(plan, rolled.log_prob, scores, parts.weight, shared.combine)
+        advantage = advantages(algorithm, plan, judged, parts.weight, ctx, shared.adv_clip)
+        memory = json.loads(json.dumps(algorithm.remember(plan, judged, ctx), allow_nan=False))
         selection = algorithm.select(plan, outcome, advantage, ctx)
-        memory = json.loads(json.dumps(algorithm.remember(plan, outcome, ctx), allow_nan=False))
     with clock.phase("update"):
         it = Iteration(
             plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
         )
-        clip = cell.effective["clip"]
+        clip = None if "clip" in algorithm.info.owns else cell.effective["clip"]
         updated = update(
             trainer,
             algorithm,
@@ -131,8 +136,9 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
             anchor=shared.anchor,
             clip=clip,
         )
+        follow(trainer.parameters(), trainer.named, algorithm.decay(ctx))
     check_finite(iteration, updated.loss + updated.grad_norm, "loss or gradient")
-    cost = nfe(plan, selection, parts.policy.calls_per_velocity)
+    cost = nfe(plan, selection, parts.policy.calls_per_velocity, updated.named_calls)
     row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)
     seconds = clock.read()
     row["warnings"] = drift_warnings(updated.drift, clip, shared)
@@ -166,6 +172,7 @@ def make_row(
             "rollout": calls * times,
             "update": updated.calls * times,
             "anchor": updated.anchor_calls * times,
+            **{name: rows * times for name, rows in updated.named_calls.items()},
         },
         "seconds": {},
         "samples": len(total),
@@ -182,9 +189,15 @@ def check_finite(iteration: int, number: float, what: str) -> None:
         raise RuntimeError(f"training diverged at iteration {iteration}: {what} not finite; lower lr or eta")
 
 
-def drift_warnings(drift: float, clip: float | None, shared: Shared) -> list[str]:
+def drift_warnings(drift: float | None, clip: float | None, shared: Shared) -> list[str]:
     """Return a warning where rounding, and not the policy, moves ratios that later shards are clipped by."""
-    if clip is None or shared.updates_per_iteration == 1 or shared.anchor == "recompute" or drift <= clip / 10:
+    if (
+        clip is None
+        or drift is None
+        or shared.updates_per_iteration == 1
+        or shared.anchor == "recompute"
+        or drift <= clip / 10
+    ):
         return []
     return [
         f"log-probs drift by {drift:.1e} between rollout and training, more than a tenth of the clip range {clip:g}; "

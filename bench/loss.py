@@ -19,6 +19,11 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tens
     return (-advantage * ratio).maximum(-advantage * ratio.clamp(1 - clip, 1 + clip))
 
 
+def mean_square(difference: Tensor) -> Tensor:
+    """Return the mean of the squares over each row's dimensions."""
+    return difference.square().flatten(1).mean(1)
+
+
 def policy_gradient(batch: Batch, velocity: Tensor, clip: float) -> Tensor:
     """Return the weighted sum of the clipped surrogate of each edge's transition under `velocity` [query, *latent]."""
     log_ratio = batch.log_prob(velocity) - batch.log_prob_old

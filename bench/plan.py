@@ -6,14 +6,19 @@ step, splits with coupled noise, a stochastic window.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from bench.tree import Tree, forest
+from bench.schedule import respaced
+from bench.tree import Tree, forest, grow
+
+if TYPE_CHECKING:
+    from bench.contract import Context
 
 KERNELS = ("dance_sde", "flow_sde", "cps", "ode")
 SOLVERS = ("euler", "dpm2m")
@@ -35,8 +40,8 @@ class Plan:
     """Correlation of a node's noise with its siblings' (for roots, with the slot's other roots), in [0, 1]."""
     noise_scale: Float[np.ndarray, " node"]
     """Std that is sampled over std that is scored: 1, but for official code that differs."""
-    policy: Literal["live"] = "live"
-    """Who samples."""
+    policy: Literal["live", "old"] = "live"
+    """Who samples; "old" for an algorithm that needs that policy (`Algorithm.needs`)."""
 
     def __post_init__(self) -> None:
         check_lengths(self)
@@ -47,6 +52,23 @@ class Plan:
     def steps(self) -> int:
         """Return the number of denoising steps T."""
         return len(self.sigmas) - 1
+
+    def std(self) -> Float[np.ndarray, " node"]:
+        """Return the std of the noise of each node's incoming edge, over the full step, as `bench.kernel` has it."""
+        return noise_std(self.kernel, self.sigmas, np.maximum(self.tree.depth, 1) - 1, self.noise_level)
+
+
+def noise_std(
+    kernel: str, sigmas: Float[np.ndarray, " knot"], step: Int[np.ndarray, " n"], noise_level: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """Return the std of a kernel's noise over whole steps: the s of `bench.kernel`'s table, before any tensor."""
+    before, after = sigmas[step], sigmas[step + 1]
+    if kernel == "cps":
+        return after * np.sin(noise_level * (np.pi / 2))
+    if kernel == "flow_sde":
+        below_one = np.where(before == 1, sigmas[1], before)
+        return noise_level * np.sqrt((before - after) * before / (1 - below_one))
+    return noise_level * np.sqrt(before - after)
 
 
 def check_lengths(plan: Plan) -> None:
@@ -103,7 +125,8 @@ def branching(
     kernel: str,
     coupling: float = 0.0,
     roots: int = 1,
-    solver: str = "euler",
+    solver: str | Sequence[str] = "euler",
+    policy: Literal["live", "old"] = "live",
 ) -> Plan:
     """Return trees in which every node at step k has `fanout[k]` children, reached with `noise_level[k]`.
 
@@ -115,7 +138,8 @@ def branching(
         kernel: of the stochastic steps.
         coupling: correlation of siblings' noise where a node has several children, 1/(1+s^2) in BranchGRPO eq. (2).
         roots: independent roots a slot.
-        solver: of the ODE steps.
+        solver: of the ODE steps, one for all or one a step.
+        policy: who samples.
 
     Raises:
         ValueError: if a step that branches has no noise, or the last step has.
@@ -128,11 +152,17 @@ def branching(
         tree=tree,
         sigmas=sigmas,
         kernel=kernel,
-        solver=(solver,) * steps,
+        solver=each_step(solver, steps),
         noise_level=np.where(inner, np.asarray(noise_level, float)[at], 0.0),
         coupling=np.where(inner & (np.asarray(fanout)[at] > 1), coupling, 0.0),
         noise_scale=np.ones(len(tree)),
+        policy=policy,
     )
+
+
+def each_step(solver: str | Sequence[str], steps: int) -> tuple[str, ...]:
+    """Return the solver of each step, where one name stands for all."""
+    return (solver,) * steps if isinstance(solver, str) else tuple(solver)
 
 
 def star(
@@ -140,15 +170,22 @@ def star(
     *,
     slots: int,
     roots: int,
-    noise_level: float,
-    kernel: str,
     solver: str = "euler",
+    policy: Literal["live", "old"] = "live",
 ) -> Plan:
-    """Return `roots` independent chains a slot, stochastic at every step but the last."""
+    """Return `roots` deterministic paths a slot, which differ by their roots alone."""
     steps = len(sigmas) - 1
-    levels = [noise_level] * (steps - 1) + [0.0]
-    fanout = [1] * steps
-    return branching(sigmas, slots=slots, fanout=fanout, noise_level=levels, kernel=kernel, roots=roots, solver=solver)
+    levels, fanout = [0.0] * steps, [1] * steps
+    return branching(
+        sigmas,
+        slots=slots,
+        fanout=fanout,
+        noise_level=levels,
+        kernel="ode",
+        roots=roots,
+        solver=solver,
+        policy=policy,
+    )
 
 
 def window(
@@ -160,9 +197,12 @@ def window(
     size: int,
     noise_level: float,
     kernel: str,
-    solver: str = "euler",
+    roots: Literal["shared", "independent"] = "shared",
+    solver: str | Sequence[str] = "euler",
 ) -> Plan:
-    """Return one root a slot, `leaves`-ary at step `start`, stochastic in steps start ... start+size-1 alone.
+    """Return `leaves` paths a slot that are stochastic in steps start ... start+size-1 alone.
+
+    With a shared root they are one path until step `start`, where it fans out.
 
     Raises:
         ValueError: if the window is empty or reaches the last step.
@@ -172,6 +212,63 @@ def window(
         raise ValueError(
             f"a window of {size} steps from step {start} on does not fit: steps 0 to {steps - 2} can be stochastic"
         )
-    fanout = [leaves if k == start else 1 for k in range(steps)]
-    levels = [noise_level if start <= k < start + size else 0.0 for k in range(steps)]
-    return branching(sigmas, slots=slots, fanout=fanout, noise_level=levels, kernel=kernel, solver=solver)
+    shared = roots == "shared"
+    return branching(
+        sigmas,
+        slots=slots,
+        fanout=[leaves if shared and k == start else 1 for k in range(steps)],
+        noise_level=[noise_level if start <= k < start + size else 0.0 for k in range(steps)],
+        kernel=kernel,
+        roots=1 if shared else leaves,
+        solver=solver,
+    )
+
+
+def trunk(
+    sigmas: Float[np.ndarray, " knot"],
+    *,
+    slots: int,
+    roots: int,
+    at: Sequence[int],
+    factor: int,
+    noise_level: float,
+    kernel: str,
+    solver: str = "euler",
+) -> Plan:
+    """Return `roots` ODE trunks a slot; at each step of `at`, `factor` stochastic branches leave them, then are ODEs.
+
+    A trunk serves every branching step and ends at the last. TempFlow-GRPO's tree, arXiv 2508.04324.
+
+    Raises:
+        ValueError: unless `at` rises, within steps 0 to T-2.
+    """
+    steps = len(sigmas) - 1
+    if not len(at) or list(at) != sorted(set(at)) or not 0 <= at[0] <= at[-1] <= steps - 2:
+        raise ValueError(f"branching steps {list(at)}: distinct, rising, from 0 to {steps - 2}")
+    fanout, levels, branches = [], [[0.0]], 0
+    for k in range(steps):
+        new, goes_on = factor if k in at else 0, k < at[-1]
+        children = [*([new + goes_on] if k <= at[-1] else []), *[1] * branches]
+        fanout.append(np.tile(children, roots))
+        levels.append([*[0.0] * goes_on, *[noise_level] * new, *[0.0] * branches])
+        branches += new
+    tree = grow(fanout, slots)
+    return Plan(
+        tree=tree,
+        sigmas=sigmas,
+        kernel=kernel,
+        solver=each_step(solver, steps),
+        noise_level=np.concatenate([np.tile(level, slots * roots) for level in levels]),
+        coupling=np.zeros(len(tree)),
+        noise_scale=np.ones(len(tree)),
+    )
+
+
+def tail(ctx: Context, *, first: int, ratio: float, solver: str) -> tuple[Float[np.ndarray, " knot"], tuple[str, ...]]:
+    """Return grid and solvers whose n steps from `first` on become ceil(ratio * n) steps, of `solver`: euler or dpm.
+
+    dpm is the multistep DPM-Solver++(2M), whose history begins with the clean prediction of the step before `first`.
+    """
+    steps = max(1, math.ceil((ctx.steps - first) * ratio - 1e-9))  # 5 * .6 is 3, also in floating point
+    named = {"euler": "euler", "dpm": "dpm2m"}[solver]
+    return respaced(ctx.sigmas, ctx.shift, first, steps), (ctx.solver,) * first + (named,) * steps

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from bench import record
 from bench.config import Cell, settings
-from bench.contract import Outcome
+from bench.contract import NEEDS, POLICIES, Outcome
 from bench.cost import Nfe, mean_nfe, nfe
 from bench.environment import cpu_name
 from bench.plan import Plan
@@ -45,17 +46,20 @@ def planned(cell: Cell) -> Planned:
     Raises:
         InputError: if the algorithm has no plan for these settings, with its reason.
     """
+    check_needs(cell)
     costs: list[Nfe] = []
+    live = dict.fromkeys(sorted(cell.algorithm.needs & POLICIES), True)
     leaves, memory, deeds = 0, {}, hashlib.sha256(type(cell.algorithm).__qualname__.encode())
     for iteration in range(cell.shared.iterations):
-        ctx = cell.context(iteration, 1, memory)
+        ctx = cell.context(iteration, (0,), memory)
         try:
             plan = cell.algorithm.plan(ctx)
             check_claims(cell, plan)
             outcome = made_up_outcome(plan)
             advantage = np.nan_to_num(cell.algorithm.credit(plan, outcome, ctx))
             selection = cell.algorithm.select(plan, outcome, advantage, ctx)
-            memory = cell.algorithm.remember(plan, outcome, ctx)
+            memory = cell.algorithm.remember(plan, {outcome.name: outcome}, ctx)
+            decay = cell.algorithm.decay(ctx)
         except ValueError as error:
             raise InputError(f"{cell.arm}: {error}") from error
         except Exception as error:  # an algorithm may be anyone's code
@@ -64,16 +68,35 @@ def planned(cell: Cell) -> Planned:
             raise InputError(f"{cell.arm}: {type(error).__name__}: {error} ({where})") from error
         if not len(selection.item_node):
             raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={ctx.train_steps}")
-        costs.append(nfe(plan, selection))
+        first_shard = len(selection.read) / cell.shared.updates_per_iteration
+        rows = {name: len(selection.read) - first_shard * is_live for name, is_live in live.items()}
+        costs.append(nfe(plan, selection, named_rows=rows))
+        live = {name: name != "reference" and decay.get(name, 0.0) == 0 for name in live}
         leaves = len(outcome.leaf)
-        for array in (plan.noise_level, plan.coupling, plan.tree.parent, advantage, selection.item_node):
+        for array in (
+            plan.noise_level,
+            plan.coupling,
+            plan.tree.parent,
+            advantage,
+            selection.item_node,
+            selection.sigma,
+        ):
             deeds.update(array.tobytes())
-        deeds.update(f"{plan.kernel} {plan.solver}".encode())
+        deeds.update(f"{plan.kernel} {plan.solver} {plan.policy}".encode())
     return Planned(cost=mean_nfe(costs), leaves=leaves, deeds=deeds.hexdigest())
 
 
+def check_needs(cell: Cell) -> None:
+    """Raise InputError if an algorithm needs what there is not."""
+    unknown = cell.algorithm.needs - NEEDS
+    if unknown:
+        raise InputError(f"{cell.arm} needs {sorted(unknown)}; an algorithm may need {sorted(NEEDS)}")
+
+
 def check_claims(cell: Cell, plan: Plan) -> None:
-    """Raise ValueError unless the plan has the leaves the arm claims."""
+    """Raise ValueError unless the plan has the leaves the arm claims, and a sampler it needs."""
+    if plan.policy != "live" and plan.policy not in cell.algorithm.needs:
+        raise ValueError(f"its plan is sampled by policy {plan.policy!r}, which its needs do not name")
     leaves = len(plan.tree.leaves())
     if "group_size" in cell.algorithm.info.claims and leaves != cell.shared.group_size:
         raise ValueError(
@@ -84,8 +107,12 @@ def check_claims(cell: Cell, plan: Plan) -> None:
 def made_up_outcome(plan: Plan) -> Outcome:
     """Return an outcome with distinct rewards and log-probs: what is trained can be counted without a model."""
     leaf = plan.tree.leaves()
-    log_prob = np.where(plan.noise_level > 0, np.cos(np.arange(len(plan.tree))), np.nan)
-    return Outcome(log_prob=log_prob, reward=np.sin(np.arange(1.0, len(leaf) + 1)), leaf=leaf)
+    return Outcome(log_prob=made_up_log_prob(plan), reward=np.sin(np.arange(1.0, len(leaf) + 1)), leaf=leaf)
+
+
+def made_up_log_prob(plan: Plan) -> Float[np.ndarray, " node"]:
+    """Return distinct log-probs of a plan's stochastic edges."""
+    return np.where(plan.noise_level > 0, np.cos(np.arange(len(plan.tree))), np.nan)
 
 
 def config_diff(cells: Iterable[Cell]) -> dict[str, dict[str, Any]]:

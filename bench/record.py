@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-VERSION = 1
-"""Of rows and results; readers keep reading every version that was ever released."""
+VERSION = 2
+"""Of rows and results; readers keep reading every version that was ever released. Since 2, a row's drift and ratio
+statistics may be null, `nfe` has `named`, and `calls` those policies."""
 
 Scores = dict[str, list[list[float | None]]]
 """Metric -> prompt -> sample k; null is a failed score. The same (prompt, k) has the same noise in every cell."""
@@ -35,12 +36,8 @@ class Unit(TypedDict):
     reference: str
 
 
-class Calls(TypedDict):
-    """Rows of policy evaluations."""
-
-    rollout: int
-    update: int
-    anchor: int
+Calls = dict[str, int]
+"""Rows of policy evaluations by kind: rollout, update, anchor, and old, reference, ema where a loss needs them."""
 
 
 class Row(TypedDict):
@@ -55,9 +52,9 @@ class Row(TypedDict):
     """Mean of the weighted sum."""
     loss: float
     grad_norm: float
-    drift: float
-    log_ratio_max: float
-    clip_fraction: float
+    drift: float | None
+    log_ratio_max: float | None
+    clip_fraction: float | None
     nfe: dict[str, dict[str, float]]
     """As `bench.cost.Nfe.nested`: this iteration's, per leaf."""
     calls: Calls

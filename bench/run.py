@@ -291,24 +291,25 @@ def seeds(text: str | None, default: Sequence[int]) -> list[int]:
 
 def spoken(suite: Suite, preview: Mapping[str, Any]) -> str:
     """Return the dry run as text."""
-    head = ("arm", "seed", "leaves", "paper", "edges", "calls", "edges", "calls", "s/iteration", "hash")
-    rows = [("", "", "", "rollout NFE", "", "", "update NFE", "", "", ""), head]
+    names = sorted({name for cell in preview["cells"] for name in cell["nfe"]["named"]})
+    columns = ("paper", "edges", "calls", "edges", "calls", *names)
+    head = ("arm", "seed", "leaves", *columns, "s/iteration", "hash")
+    over = ("rollout NFE", "", "", "update NFE", "", *(["other policies"] if names else []), *[""] * (len(names) - 1))
+    rows = [("", "", "", *over, "", ""), head]
     for cell in preview["cells"]:
         roll, up, seconds = cell["nfe"]["rollout"], cell["nfe"]["update"], cell["seconds_per_iteration"]
-        numbers = (roll["paper"], roll["edges"], roll["calls"], up["edges"], up["calls"])
+        known = [cell["nfe"]["named"].get(name) for name in names]
+        numbers = (roll["paper"], roll["edges"], roll["calls"], up["edges"], up["calls"], *known)
         rows.append(
             (
                 *(cell["arm"], str(cell["seed"]), str(cell["leaves"])),
-                *(f"{x:.7g}" for x in numbers),
+                *("" if x is None else f"{x:.7g}" for x in numbers),
                 *(f"{seconds:.2f}" if seconds else "not recorded", cell["hash"]),
             )
         )
     width = [max(len(row[i]) for row in rows[1:]) for i in range(len(head))]
     lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
-    diff = [
-        f"{key}: " + ", ".join(f"{arm} {value}" for arm, value in by.items())
-        for key, by in preview["config_diff"].items()
-    ]
+    diff = [f"{key}: {_by_value(by)}" for key, by in preview["config_diff"].items()]
     missing = len(suite.missing())
     tail = ["", "shared keys that differ between arms:", *(f"  {line}" for line in diff or ["none"])]
     tail += [
@@ -316,6 +317,15 @@ def spoken(suite: Suite, preview: Mapping[str, Any]) -> str:
         for arm, twin in preview["alike"].items()
     ]
     return "\n".join([f"suite {suite.folder}, preset {suite.preset}: {missing} cells to run", *lines, *tail])
+
+
+def _by_value(by_arm: Mapping[str, Any]) -> str:
+    """Return the arms that have each value; those for which the key has no meaning are left out."""
+    arms: dict[str, list[str]] = {}
+    for arm, value in by_arm.items():
+        if value is not None:
+            arms.setdefault(str(value), []).append(arm)
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in arms.items())
 
 
 def list_plugins(words: Sequence[str]) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 def shifted_sigmas(steps: int, shift: float) -> Float[np.ndarray, " knot"]:
@@ -20,5 +22,28 @@ def shifted_sigmas(steps: int, shift: float) -> Float[np.ndarray, " knot"]:
         raise ValueError(f"steps={steps}: a path needs at least 2 steps, one of them stochastic")
     if not shift > 0:
         raise ValueError(f"shift={shift}: the shift of a sigma grid is positive (1 leaves it plain)")
-    sigma = np.linspace(1.0, 0.0, steps + 1)
-    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+    return _shifted(np.linspace(1.0, 0.0, steps + 1), shift)
+
+
+def respaced(sigmas: Float[np.ndarray, " knot"], shift: float, first: int, steps: int) -> Float[np.ndarray, " new"]:
+    """Return the grid with `steps` steps in place of those from step `first` on, even before the shift.
+
+    MixGRPO-Flash's grid (arXiv 2507.21802), counted in steps and ending at 0; its code counts points.
+
+    Raises:
+        ValueError: unless 0 <= first < T and steps is at least 1.
+    """
+    if not 0 <= first < len(sigmas) - 1 or steps < 1:
+        raise ValueError(f"{steps} steps cannot take the place of those from {first} on of {len(sigmas) - 1}")
+    time = sigmas[first] / (shift - (shift - 1.0) * sigmas[first])
+    return np.r_[sigmas[: first + 1], _shifted(np.linspace(time, 0.0, steps + 1), shift)[1:]]
+
+
+def stratified(draw: Float[np.ndarray, " draw"], choices: Sequence[int]) -> Int[np.ndarray, " draw"]:
+    """Return one of `choices` from each of as many equal strata of them as there are uniform numbers `draw`."""
+    at = (np.arange(len(draw)) + draw) / len(draw) * len(choices)
+    return np.asarray(choices)[np.minimum(at.astype(int), len(choices) - 1)]
+
+
+def _shifted(time: np.ndarray, shift: float) -> np.ndarray:
+    return shift * time / (1.0 + (shift - 1.0) * time)

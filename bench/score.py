@@ -92,28 +92,31 @@ def _attempt(
     return np.where(np.isfinite(value), value, np.nan)
 
 
-def advantages(
-    algorithm: Algorithm,
-    plan: Plan,
-    log_prob: Float[np.ndarray, " node"],
-    scores: Scores,
-    weight: Mapping[str, float],
-    ctx: Context,
-    *,
-    combine: str,
-    adv_clip: float,
-) -> tuple[Outcome, Float[np.ndarray, " node"]]:
-    """Return the outcome under the weighted sum of rewards, and the advantage of every node.
+def outcomes(
+    plan: Plan, log_prob: Float[np.ndarray, " node"], scores: Scores, weight: Mapping[str, float], combine: str
+) -> tuple[Outcome, dict[str, Outcome]]:
+    """Return the outcome under the weighted sum of rewards, and those that credit is given for, by name.
 
     `combine` is "advantage" (credit per reward, then the weighted sum) or "reward" (credit of the weighted sum).
-    Weights sum to 1. The result is clipped to +-adv_clip; NaN, a node without a scored leaf, is 0.
     """
     leaf = plan.tree.leaves()
     total = Outcome(log_prob=log_prob, reward=scores.total(weight), leaf=leaf)
     if combine == "reward":
-        advantage = algorithm.credit(plan, total, ctx)
-    else:
-        outcomes = {n: Outcome(log_prob=log_prob, reward=r, leaf=leaf) for n, r in scores.reward.items()}
-        parts = [weight[name] * algorithm.credit(plan, outcome, ctx) for name, outcome in outcomes.items()]
-        advantage = np.sum(parts, axis=0)
-    return total, np.clip(np.nan_to_num(advantage, nan=0.0), -adv_clip, adv_clip)
+        return total, {total.name: total}
+    return total, {n: Outcome(name=n, log_prob=log_prob, reward=r, leaf=leaf) for n, r in scores.reward.items()}
+
+
+def advantages(
+    algorithm: Algorithm,
+    plan: Plan,
+    judged: Mapping[str, Outcome],
+    weight: Mapping[str, float],
+    ctx: Context,
+    adv_clip: float,
+) -> Float[np.ndarray, " node"]:
+    """Return the advantage of every node, weighed over what credit is given for and clipped to +-adv_clip.
+
+    Weights sum to 1. NaN, a node without a scored leaf, is 0.
+    """
+    advantage = np.sum([weight.get(n, 1.0) * algorithm.credit(plan, o, ctx) for n, o in judged.items()], axis=0)
+    return np.clip(np.nan_to_num(advantage, nan=0.0), -adv_clip, adv_clip)

@@ -63,6 +63,42 @@ def trajectory(plan: Plan, chosen: Bool[np.ndarray, " node"]) -> Selection:
     )
 
 
+def forward(
+    plan: Plan,
+    leaf: Int[np.ndarray, " chosen"],
+    sigma: Float[np.ndarray, "#chosen draw"],
+    *,
+    shared: bool,
+    together: bool = False,
+) -> Selection:
+    """Return queries of the forward process: every leaf of `leaf`, noised to each of its sigmas; an item each.
+
+    The times are the algorithm's own: `train_steps` speaks of transitions, and of these there are none.
+
+    Args:
+        plan: of the rollout.
+        leaf: nodes of the images that are trained on.
+        sigma: to which each of them is noised; one row for all of them, or one each.
+        shared: whether draw j is the same noise for all leaves of a slot, or one of its own for each.
+        together: whether the draws of a leaf are a unit, which a micro-batch does not split.
+    """
+    every = plan.tree.leaves()
+    slot = plan.tree.slot[every]
+    place = np.arange(len(every)) - np.searchsorted(slot, slot)  # of all leaves, so that a failed one moves no noise
+    draws = sigma.shape[1]
+    first = place[np.searchsorted(every, leaf)] * (0 if shared else draws)
+    node, query = np.repeat(leaf, draws), np.arange(len(leaf) * draws)
+    return Selection(
+        read=node,
+        sigma=np.broadcast_to(sigma, (len(leaf), draws)).ravel(),
+        draw=(first[:, None] + np.arange(draws)).ravel(),
+        unit=query // draws if together else query,
+        item_query=query,
+        item_node=node,
+        weight=edge_weight(plan.tree, node),
+    )
+
+
 def edge_weight(tree: Tree, node: Int[np.ndarray, " item"]) -> Float[np.ndarray, " item"]:
     """Return 1 / (trees * chosen edges of the edge's tree)."""
     root = tree.root()[node]

@@ -89,14 +89,30 @@ class Tree:
 
 def forest(fanout: Sequence[int], slots: int, roots: int = 1) -> Tree:
     """Return `roots` equal trees a slot, in which every node at depth d has `fanout[d]` children."""
-    if slots < 1 or roots < 1 or any(k < 1 for k in fanout):
-        raise ValueError(f"a forest needs at least one slot, root and child: {slots=}, {roots=}, fanout={list(fanout)}")
-    widths = slots * roots * np.cumprod([1, *fanout])
-    offset = np.r_[0, np.cumsum(widths)]
-    depth = np.repeat(np.arange(len(widths)), widths)
-    slot = np.concatenate([np.repeat(np.arange(slots), width // slots) for width in widths])
-    parents = [np.repeat(np.arange(offset[d], offset[d + 1]), k) for d, k in enumerate(fanout)]
-    parent = np.concatenate([np.full(widths[0], -1), *parents])
+    if roots < 1 or any(k < 1 for k in fanout):
+        raise ValueError(f"a forest needs at least one root and child: {roots=}, fanout={list(fanout)}")
+    widths = roots * np.cumprod([1, *fanout])
+    return grow([np.full(width, k) for width, k in zip(widths, fanout, strict=False)], slots)
+
+
+def grow(fanout: Sequence[Int[np.ndarray, " _"]], slots: int) -> Tree:
+    """Return the forest in which node i of depth d, of every slot, has `fanout[d][i]` children.
+
+    Raises:
+        ValueError: unless every node above the last level has a child, and a level the nodes that the one above says.
+    """
+    widths = np.array([len(fanout[0]), *(children.sum() for children in fanout)])
+    if slots < 1 or any((children < 1).any() for children in fanout):
+        raise ValueError(f"a forest needs at least one slot ({slots}), and a child a node above its last level")
+    if [len(children) for children in fanout] != widths[:-1].tolist():
+        raise ValueError(f"levels of {[len(children) for children in fanout]} nodes, by the fan-out {widths.tolist()}")
+    offset = np.r_[0, np.cumsum(slots * widths)]
+    depth = np.repeat(np.arange(len(widths)), slots * widths)
+    slot = np.concatenate([np.repeat(np.arange(slots), width) for width in widths])
+    parents = [
+        np.repeat(np.arange(offset[d], offset[d + 1]), np.tile(children, slots)) for d, children in enumerate(fanout)
+    ]
+    parent = np.concatenate([np.full(slots * widths[0], -1), *parents])
     return Tree(parent=parent, depth=depth, slot=slot, offset=offset)
 
 
@@ -140,21 +156,33 @@ def fuse(
 
 
 def normalize(
-    value: Float[np.ndarray, " n"], segment: Int[np.ndarray, " n"], *, ddof: int, eps: float
+    value: Float[np.ndarray, " n"],
+    segment: Int[np.ndarray, " n"],
+    *,
+    ddof: int,
+    eps: float,
+    spread: Int[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """Return (value - mean) / (std + eps) within each segment.
+    """Return (value - mean) / (std + eps): the mean of each segment, the std of each segment, or of each `spread`.
 
-    The sources disagree on `ddof` and `eps`, so both are stated by the caller. NaN values are left out of the
+    The sources disagree on scope, `ddof` and `eps`, so the caller states all three. NaN values are left out of the
     statistics and stay NaN; a segment with too few values for a std gives 0.
     """
+    valid = ~np.isnan(value)
+    centred, _ = _deviation(value, segment, ddof)
+    _, std = _deviation(value, segment if spread is None else spread, ddof)
+    return np.where(valid, centred / (std + eps), np.nan)
+
+
+def _deviation(value: np.ndarray, segment: np.ndarray, ddof: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return each value's distance from its segment's mean (0 for NaN), and its segment's std."""
     valid = ~np.isnan(value)
     _, group = np.unique(segment, return_inverse=True)
     known = np.where(valid, value, 0.0)
     count = np.bincount(group, valid)
     mean = np.bincount(group, known) / np.maximum(count, 1)
     centred = np.where(valid, known - mean[group], 0.0)
-    std = np.sqrt(np.bincount(group, centred**2) / np.maximum(count - ddof, 1))
-    return np.where(valid, centred / (std + eps)[group], np.nan)
+    return centred, np.sqrt(np.bincount(group, centred**2) / np.maximum(count - ddof, 1))[group]
 
 
 def has_valid_leaf(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.batch import Batch
-from bench.contract import Algorithm
+from bench.contract import POLICIES, Algorithm
+from bench.named import NamedPolicy, exchanged
 from bench.noise import Noise
 from bench.plan import Plan
 from bench.policy import Condition, Policy, in_chunks
@@ -32,6 +34,8 @@ class Trainer:
     max_grad_norm: float
     ema: list[Tensor]
     """Of the trainable parameters, in order; empty without EMA."""
+    named: Mapping[str, NamedPolicy] = field(default_factory=dict)
+    """The policies that the algorithm needs beside the live one."""
     optimizer_steps: int = 0
 
     def parameters(self) -> list[Tensor]:
@@ -44,6 +48,8 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_steps += 1
+        for policy in self.named.values():
+            policy.is_live = False
         if self.ema_decay:
             n = self.optimizer_steps
             decay = min(self.ema_decay, (1 + n) / (10 + n))
@@ -72,16 +78,19 @@ class Updated:
     loss: float
     grad_norm: float
     """Mean over the steps, before clipping."""
-    drift: float
-    """max |log-prob in training - log-prob in the rollout| on the first shard: what rounding and batching cost."""
-    log_ratio_max: float
-    """Largest |log ratio| that entered a loss."""
-    clip_fraction: float
-    """Share of items whose ratio was outside the clip range."""
+    drift: float | None
+    """max |log-prob in training - log-prob in the rollout| on the first shard: what rounding and batching cost.
+    None, as the next two, for an objective that is not of transitions."""
+    log_ratio_max: float | None
+    """Largest |log ratio| of a transition's densities."""
+    clip_fraction: float | None
+    """Share of items whose ratio was outside the clip range; None where there is none, or it is of another ratio."""
     calls: int
     """Rows of training passes."""
     anchor_calls: int
     """Rows of the extra pass of anchor=recompute."""
+    named_calls: Mapping[str, int]
+    """Rows of the passes of `old`, `reference` and `ema`, each where the loss needs it."""
 
 
 def shards(noise: Noise, slots: int, count: int) -> list[Int[np.ndarray, " shard"]]:
@@ -112,7 +121,7 @@ def build_batch(
     weight_scale: float,
     needs: Collection[str] = (),
 ) -> Batch:
-    """Return the batch of some of a selection's queries, with all their items; `needs` as in `Info`."""
+    """Return the batch of some of a selection's queries, with all their items; `needs` as in `Algorithm`."""
     plan, selection, device = it.plan, it.selection, it.rollout.latent.device
     position = np.full(len(selection.read), -1)
     position[query] = np.arange(len(query))
@@ -163,32 +172,61 @@ def update(
     slot = it.plan.tree.slot[it.selection.read]
     parts = [np.flatnonzero(np.isin(slot, s)) for s in shards(it.noise, len(np.unique(it.plan.tree.slot)), updates)]
     old, anchor_calls = it.rollout.log_prob, 0
-    if anchor == "recompute" and updates > 1:
+    if anchor == "recompute" and updates > 1 and (it.plan.noise_level[it.selection.item_node] > 0).all():
         old, anchor_calls = recomputed(trainer.policy, it, np.concatenate(parts[1:]), chunk)
+    named, named_calls = named_velocities(trainer, it, parts, algorithm.needs & POLICIES, chunk)
     losses, norms, drifts, ratios, calls = [], [], [], [], 0
     for shard, queries in enumerate(parts):
         for query in micro_batches(it.selection, queries, chunk) if len(queries) else ():
-            batch = build_batch(it, query, old, float(updates), algorithm.info.needs)
-            velocity = evaluate(trainer.policy, it, query, batch)
-            calls += len(velocity)
-            scored = batch.noise_level > 0
-            if scored.all():
-                new = batch.log_prob(velocity.detach())
+            batch = build_batch(it, query, old, float(updates), algorithm.needs)
+            live = evaluate(trainer.policy, it, query, batch.x, batch.sigma)
+            calls += len(live)
+            if bool((batch.noise_level > 0).all()):
+                new = batch.log_prob(live.detach())
                 if shard == 0:
                     drifts.append((new - batch.log_prob_old).abs().max())
                     batch = replace(batch, log_prob_old=new)  # on policy: the ratio is 1, whatever rounding says
                 ratios.append(new - batch.log_prob_old)
-            loss = algorithm.loss(batch, {"live": velocity})
+            known = {name: live.detach() if trainer.named[name].is_live else v[query] for name, v in named.items()}
+            loss = algorithm.loss(batch, {"live": live} | known)
             trainer.accelerator.backward(loss)
             losses.append(loss.detach())
         norms.append(trainer.step())
-    return _statistics(losses, norms, drifts, ratios, clip, calls, anchor_calls)
+    return _statistics(losses, norms, drifts, ratios, clip, (calls, anchor_calls, named_calls))
 
 
-def evaluate(policy: Policy, it: Iteration, query: Int[np.ndarray, " query"], batch: Batch) -> Tensor:
-    """Return the live policy's velocity at a batch's queries, with gradients if they are enabled."""
-    slot = torch.from_numpy(it.plan.tree.slot[it.selection.read[query]]).to(batch.x.device)
-    return policy.velocity(batch.x, batch.sigma.to(batch.x.device), it.condition.rows(slot))
+@torch.no_grad()
+def named_velocities(
+    trainer: Trainer, it: Iteration, parts: Sequence[Int[np.ndarray, " _"]], names: Collection[str], chunk: int
+) -> tuple[dict[str, Float[Tensor, "query *latent"]], dict[str, int]]:
+    """Return the velocities of named policies at the queries, before the first step, and the rows it took.
+
+    One exchange of weights a policy, and full batches. A policy that is the live one at this moment is not evaluated
+    on the first shard, whose live velocities serve, and needs no exchange for the others.
+    """
+    found: dict[str, Tensor] = {}
+    calls: dict[str, int] = {}
+    for name in sorted(names):
+        policy = trainer.named[name]
+        asked = parts[1:] if policy.is_live else parts
+        queries = np.concatenate(asked) if len(asked) else np.arange(0)
+        velocity = it.rollout.x0.new_empty((len(it.selection.read), *it.rollout.x0.shape[1:]))
+        with nullcontext() if policy.is_live else exchanged(trainer.parameters(), policy):
+            for rows in in_chunks(len(queries), chunk) if len(queries) else ():
+                query = queries[rows]
+                sigma = it.selection.sigma[query]
+                x, _ = _inputs(it, it.selection.read[query], it.selection.draw[query], sigma)
+                velocity[torch.from_numpy(query).to(x.device)] = evaluate(trainer.policy, it, query, x, _cpu(sigma))
+        found[name], calls[name] = velocity, len(queries)
+    return found, calls
+
+
+def evaluate(
+    policy: Policy, it: Iteration, query: Int[np.ndarray, " query"], x: Float[Tensor, "query *latent"], sigma: Tensor
+) -> Float[Tensor, "query *latent"]:
+    """Return the policy's velocity at queries, with gradients if they are enabled."""
+    slot = torch.from_numpy(it.plan.tree.slot[it.selection.read[query]]).to(x.device)
+    return policy.velocity(x, sigma.to(x.device), it.condition.rows(slot))
 
 
 @torch.no_grad()
@@ -199,7 +237,7 @@ def recomputed(
     old = it.rollout.log_prob.copy()
     for query in micro_batches(it.selection, queries, chunk):
         batch = build_batch(it, query, old, 1.0)
-        value = batch.log_prob(evaluate(policy, it, query, batch))
+        value = batch.log_prob(evaluate(policy, it, query, batch.x, batch.sigma))
         old[it.selection.item_node[np.isin(it.selection.item_query, query)]] = value.double().cpu().numpy()
     return old, len(queries)
 
@@ -236,18 +274,18 @@ def _statistics(
     drifts: list[Tensor],
     ratios: list[Tensor],
     clip: float | None,
-    calls: int,
-    anchor_calls: int,
+    calls: tuple[int, int, Mapping[str, int]],
 ) -> Updated:
     # The only reads from the device of an update, after its last step.
-    log_ratio = torch.cat(ratios).double().cpu().numpy() if ratios else np.zeros(1)
-    outside = np.abs(np.expm1(log_ratio)) > (np.inf if clip is None else clip)
+    log_ratio = torch.cat(ratios).double().cpu().numpy() if ratios else None
+    outside = None if log_ratio is None or clip is None else np.abs(np.expm1(log_ratio)) > clip
     return Updated(
         loss=float(torch.stack(losses).sum()) / len(norms) if losses else 0.0,
         grad_norm=float(torch.stack(norms).mean()),
-        drift=float(torch.stack(drifts).max()) if drifts else 0.0,
-        log_ratio_max=float(np.abs(log_ratio).max()),
-        clip_fraction=float(outside.mean()),
-        calls=calls,
-        anchor_calls=anchor_calls,
+        drift=float(torch.stack(drifts).max()) if drifts else None,
+        log_ratio_max=None if log_ratio is None else float(np.abs(log_ratio).max()),
+        clip_fraction=None if outside is None else float(outside.mean()),
+        calls=calls[0],
+        anchor_calls=calls[1],
+        named_calls=calls[2],
     )

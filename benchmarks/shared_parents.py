@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.loop import Parts, make_trainer
 from bench.noise import Noise
 from bench.rollout import rollout
-from bench.score import advantages, decode, score
+from bench.score import advantages, decode, outcomes, score
 from bench.select import Selection
 from bench.update import Iteration, Trainer, build_batch, evaluate, micro_batches
 
@@ -34,7 +34,7 @@ def per_edge(selection: Selection) -> Selection:
 def sampled(made: Parts, prompts: int) -> Iteration:
     """Return an iteration up to its update."""
     shared, algorithm = made.cell.shared, made.cell.algorithm
-    ctx = made.cell.context(0, prompts, {})
+    ctx = made.cell.context(0, range(prompts), {})
     plan, noise = algorithm.plan(ctx), Noise(seed=0, iteration=0)
     condition = made.condition.rows(torch.arange(prompts))
     rolled = rollout(made.policy, plan, condition, noise, keep=ctx.train_steps, chunk=shared.micro_batch)
@@ -42,9 +42,8 @@ def sampled(made: Parts, prompts: int) -> Iteration:
     images = decode(made.policy, rolled.x0, shared.micro_batch)
     texts = [made.prompts[s] for s in slot.tolist()]
     scores = score(made.rewards, images, texts, slot, shared.micro_batch)
-    outcome, advantage = advantages(
-        algorithm, plan, rolled.log_prob, scores, made.weight, ctx, combine="advantage", adv_clip=shared.adv_clip
-    )
+    outcome, judged = outcomes(plan, rolled.log_prob, scores, made.weight, "advantage")
+    advantage = advantages(algorithm, plan, judged, made.weight, ctx, shared.adv_clip)
     selection = algorithm.select(plan, outcome, advantage, ctx)
     return Iteration(
         plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
@@ -56,7 +55,7 @@ def gradient(made: Parts, trainer: Trainer, it: Iteration) -> list[Tensor]:
     everything = np.arange(len(it.selection.read))
     for query in micro_batches(it.selection, everything, made.cell.shared.micro_batch):
         batch = build_batch(it, query, it.rollout.log_prob, 1.0)
-        loss = made.cell.algorithm.loss(batch, {"live": evaluate(made.policy, it, query, batch)})
+        loss = made.cell.algorithm.loss(batch, {"live": evaluate(made.policy, it, query, batch.x, batch.sigma)})
         trainer.accelerator.backward(loss)
     found = [p.grad.clone() for p in trainer.parameters() if p.grad is not None]
     trainer.optimizer.zero_grad(set_to_none=True)

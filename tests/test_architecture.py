@@ -24,6 +24,7 @@ PURE = [
     "environment",
     "kernel",
     "loss",
+    "named",
     "noise",
     "plan",
     "policy",
@@ -39,6 +40,7 @@ SETUP = [
     "budget",
     "config",
     "data",
+    "hosts",
     "lock",
     "parse",
     "presets",
@@ -49,8 +51,9 @@ SETUP = [
 ]
 CELL = ["checkpoint", "judge", "loop"]
 GRID = ["display", "suite", "worker"]
+CHECK = ["conformance", "conformance.cases", "conformance.checks", "conformance.toy"]
 COMMAND = ["run"]
-RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, COMMAND)]
+RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, COMMAND)]
 
 ARITHMETIC = [
     "bench.contract",
@@ -76,7 +79,7 @@ class Rule:
 
 
 RULES = (
-    Rule(who="algorithms.*", may=(*ARITHMETIC,), never=("*",), typing=("torch", "bench.batch")),
+    Rule(who="algorithms.*", may=(*ARITHMETIC,), never=("*",)),
     Rule(who="rewards.*", may=("bench.contract", "bench.embedded", "bench.embedded.world")),
     Rule(
         who="reports.*",
@@ -100,6 +103,7 @@ WITHOUT_TORCH = [
     "data",
     "display",
     "environment",
+    "hosts",
     "lock",
     "noise",
     "parse",

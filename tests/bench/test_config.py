@@ -143,7 +143,7 @@ def test_shared_values_without_meaning_are_refused(change, says):
 
 def test_all_steps_but_the_last_are_trained_unless_named():
     def trained(shared: Shared) -> tuple[int, ...]:
-        return cell("dance", shared).context(0, 1, {}).train_steps
+        return cell("dance", shared).context(0, (0,), {}).train_steps
 
     assert trained(Shared(steps=5)) == (0, 1, 2, 3)
     assert trained(Shared(steps=5, train_steps=(1,))) == (1,)
@@ -161,8 +161,8 @@ class Longer(Dance):
 def test_what_an_arm_owns_is_what_it_runs_with() -> None:
     longer = make_cell("test", ArmSpec(label="longer", algo="longer", changes={}), 0, Shared(), Longer(), ())
     assert (longer.effective["steps"], longer.effective["guidance"]) == (14, 1.0)
-    assert longer.context(0, 1, {}).train_steps == tuple(range(13))
-    assert len(longer.context(0, 1, {}).sigmas) == 15
+    assert longer.context(0, (0,), {}).train_steps == tuple(range(13))
+    assert len(longer.context(0, (0,), {}).sigmas) == 15
 
 
 def test_a_key_that_means_nothing_to_an_arm_is_not_in_its_record() -> None:
@@ -200,9 +200,11 @@ def test_a_folders_name_tells_the_arm_and_fits_every_file_system():
 
 
 def test_a_context_has_what_the_arm_runs_with():
-    ctx = cell("mix", Shared(steps=4, solver="dpm2m", group_size=6, train_steps=(0, 1)), seed=9).context(3, 5, {"a": 1})
+    shared = Shared(steps=4, solver="dpm2m", group_size=6, train_steps=(0, 1))
+    ctx = cell("mix", shared, seed=9).context(3, (4, 1, 0, 2, 3), {"a": 1})
     assert (ctx.iteration, ctx.seed, ctx.slots, ctx.group_size, ctx.train_steps) == (3, 9, 5, 6, (0, 1))
-    assert (ctx.solver, ctx.steps, ctx.memory) == ("dpm2m", 4, {"a": 1})
+    assert (ctx.solver, ctx.steps, ctx.shift, ctx.memory) == ("dpm2m", 4, 3.0, {"a": 1})
+    assert ctx.prompts == (4, 1, 0, 2, 3)
     np.testing.assert_allclose(ctx.sigmas, [1, 0.9, 0.75, 0.5, 0])
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.cost import Clock, Nfe, mean_nfe, nfe, peak_host_bytes
-from bench.plan import branching, star
+from bench.plan import branching, window
 from bench.schedule import shifted_sigmas
 from bench.select import trajectory
 
@@ -25,7 +25,8 @@ def test_a_tree_costs_its_nodes_edges_and_inner_nodes_a_leaf():
 
 
 def test_papers_count_every_step_of_every_image_where_a_tree_fans_out_at_most_once():
-    for plan in (forked([4, 1, 1, 1]), star(SIGMAS, slots=1, roots=3, noise_level=0.3, kernel="cps")):
+    chains = window(SIGMAS, slots=1, leaves=3, start=0, size=3, noise_level=0.3, kernel="cps", roots="independent")
+    for plan in (forked([4, 1, 1, 1]), chains):
         assert nfe(plan, trajectory(plan, plan.noise_level > 0)).rollout_paper == 4
 
 
@@ -40,7 +41,7 @@ def test_guidance_doubles_calls_and_nothing_else():
 def test_a_mean_is_taken_of_each_kind():
     def cost(value: float) -> Nfe:
         kinds = ("rollout_paper", "rollout_edges", "rollout_calls", "update_edges", "update_calls")
-        return Nfe(**{kind: value + i for i, kind in enumerate(kinds)})
+        return Nfe(**{kind: value + i for i, kind in enumerate(kinds)}, named_calls={"old": value})
 
     assert mean_nfe([cost(1.0), cost(4.0)]) == cost(2.5)
 

@@ -68,12 +68,12 @@ def test_root_noise_is_the_same_in_every_arm():
     plans = [
         branch([2, 1, 2, 1, 1, 1]),
         window(SIGMAS, slots=2, leaves=5, start=2, size=2, noise_level=0.7, kernel="flow_sde"),
-        star(SIGMAS, slots=2, roots=1, noise_level=0.5, kernel="cps"),
+        star(SIGMAS, slots=2, roots=1),
     ]
     drawn = [NOISE.roots(plan.tree, plan.coupling, SHAPE) for plan in plans]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[0], drawn[2])
-    several = star(SIGMAS, slots=2, roots=4, noise_level=0.5, kernel="cps")
+    several = star(SIGMAS, slots=2, roots=4)
     np.testing.assert_array_equal(NOISE.roots(several.tree, several.coupling, SHAPE)[::4], drawn[0])
 
 

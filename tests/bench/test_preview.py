@@ -108,7 +108,7 @@ def test_mix_saves_the_published_share_of_rollout_calls():
 def test_a_rollout_runs_the_calls_that_were_planned(arm):
     shared = Shared(steps=8, group_size=4, iterations=1)
     found, policy = cell(arm, shared), ToyPolicy()
-    plan = found.algorithm.plan(found.context(0, 3, {}))
+    plan = found.algorithm.plan(found.context(0, range(3), {}))
     rolled = rollout(policy, plan, policy.encode(PROMPTS[:3]), Noise(seed=0, iteration=0), chunk=7)
     planned_cell = preview.planned(found)
     cost, leaves = planned_cell.cost, planned_cell.leaves

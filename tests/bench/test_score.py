@@ -15,7 +15,7 @@ from toy import ToyPolicy, normal
 from algorithms.dance import Dance
 from bench.contract import Context, RewardInfo
 from bench.schedule import shifted_sigmas
-from bench.score import Scores, advantages, check_scored, decode, score, whole_groups
+from bench.score import Scores, advantages, check_scored, decode, outcomes, score, whole_groups
 
 IMAGES = torch.linspace(0, 1, 8).view(8, 1, 1, 1).expand(8, 3, 2, 2).contiguous()
 PROMPTS = [f"prompt {i}" for i in range(8)]
@@ -161,7 +161,8 @@ def z(values: np.ndarray) -> np.ndarray:
 def combined(combine: str, adv_clip: float = 100.0, scores: Scores = SCORES):
     weight = {"a": 0.25, "b": 0.75}
     log_prob = np.zeros(len(PLAN.tree))
-    return advantages(DANCE, PLAN, log_prob, scores, weight, CTX, combine=combine, adv_clip=adv_clip)
+    total, judged = outcomes(PLAN, log_prob, scores, weight, combine)
+    return total, advantages(DANCE, PLAN, judged, weight, CTX, adv_clip)
 
 
 def test_advantages_are_credited_per_reward_and_then_weighed():

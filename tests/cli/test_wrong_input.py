@@ -21,7 +21,7 @@ FOLDER = ["--rewards", "soft", "--prompts", "world", "--set", "resolution=32", "
 NAMES = {
     "algorithm": (["--algos", "dence"], ["unknown algorithm 'dence'", "did you mean 'dance'?"]),
     "variant": (["--algos", "branch-widpro"], ["'branch-widpro'", "did you mean 'branch-widpru'?"]),
-    "arm-without-name": (["--algos", "(tf=0.5)"], ["unknown algorithm ''", "known: branch"]),
+    "arm-without-name": (["--algos", "(tf=0.5)"], ["unknown algorithm ''", "known: awm, branch"]),
     "arm-setting": (["--algos", "dance(tff=0.5)"], ["has no setting 'tff'", "did you mean 'tf'?"]),
     "arm-setting-elsewhere": ([*DANCE, "--set", "dance.tff=0.5"], ["no setting 'tff'", "did you mean 'tf'?"]),
     "arm-of-setting": ([*DANCE, "--set", "brunch.splits=[0]"], ["'brunch'", "did you mean 'branch'?"]),

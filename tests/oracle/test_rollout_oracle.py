@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from oracle.walk import walk
-from toy import PROMPTS, ToyPolicy
+from toy import PROMPTS, ToyPolicy, context
 
 from bench.noise import Noise
-from bench.plan import Plan, branching, star, window
+from bench.plan import Plan, branching, star, tail, trunk, window
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 from bench.tree import Tree
@@ -48,6 +48,13 @@ def own_levels() -> Plan:
     )
 
 
+def flash(ratio: float) -> Plan:
+    """A window of SDE steps, then multistep steps whose history begins in it."""
+    ctx = context(steps=8)
+    sigmas, solver = tail(ctx, first=3, ratio=ratio, solver="dpm")
+    return window(sigmas, slots=2, leaves=3, start=1, size=2, noise_level=0.7, kernel="flow_sde", solver=solver)
+
+
 PLANS = {
     "dance": lambda: tree("dance_sde", 0.3),
     "flow": lambda: tree("flow_sde", 0.7),
@@ -56,8 +63,12 @@ PLANS = {
     "dpm2m-window": lambda: window(
         SIGMAS, slots=2, leaves=3, start=2, size=1, noise_level=0.7, kernel="flow_sde", solver="dpm2m"
     ),
-    "dpm2m-alone": lambda: star(SIGMAS, slots=2, roots=2, noise_level=0.0, kernel="cps", solver="dpm2m"),
-    "star": lambda: star(SIGMAS, slots=3, roots=2, noise_level=0.5, kernel="dance_sde"),
+    "dpm2m-alone": lambda: star(SIGMAS, slots=2, roots=2, solver="dpm2m"),
+    "independent": lambda: window(
+        SIGMAS, slots=3, leaves=2, start=1, size=3, noise_level=0.5, kernel="dance_sde", roots="independent"
+    ),
+    "trunk": lambda: trunk(SIGMAS, slots=2, roots=2, at=[0, 2, 3], factor=2, noise_level=0.5, kernel="flow_sde"),
+    "flash": lambda: flash(ratio=0.5),
     "own-levels": own_levels,
 }
 

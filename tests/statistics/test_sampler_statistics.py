@@ -77,7 +77,7 @@ def levels_of(level: float) -> list[float]:
 
 @pytest.mark.parametrize(("kernel", "level"), SAMPLERS)
 def test_a_chains_leaf_has_the_closed_forms_mean_and_variance(kernel, level):
-    plan = star(SIGMAS, slots=1, roots=1, noise_level=level, kernel=kernel)
+    plan = window(SIGMAS, slots=1, leaves=1, start=0, size=len(SIGMAS) - 2, noise_level=level, kernel=kernel)
     assert_moments(sampled(plan)[0], *moments(kernel, levels_of(level)))
 
 
@@ -123,7 +123,7 @@ def test_a_window_of_noise_in_a_deterministic_path_has_the_closed_forms_moments(
 
 def test_the_multistep_solver_maps_noise_to_images_by_the_closed_forms_line_and_better_than_euler():
     """Every latent is k z + l with z the root's noise; so is every clean prediction, and the solver mixes two."""
-    plan = star(SIGMAS, slots=1, roots=1, noise_level=0.0, kernel="cps", solver="dpm2m")
+    plan = star(SIGMAS, slots=1, roots=1, solver="dpm2m")
     start = Noise(seed=0, iteration=0).roots(plan.tree, plan.coupling, (DIMENSIONS,))[0]
     at, before = np.array([1.0, 0.0]), None  # (k, l)
     lam = [-math.inf, *(math.log((1 - s) / s) for s in SIGMAS[1:-1].tolist()), math.inf]

@@ -1,0 +1,96 @@
+"""Flow-GRPO-Fast: a few stochastic steps of a path are enough, with the steps before them shared by a group or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.loss import policy_gradient
+from bench.noise import keyed
+from bench.plan import Plan, window
+from bench.select import Selection, trainable, trajectory
+from bench.tree import fuse, normalize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowFast(Algorithm):
+    """Flow-GRPO-Fast in both published versions, which have nothing but the window in common.
+
+    A = (r - mean of the prompt's r) / (std of all r + eps)
+    L = max(-A rho, -A clip(rho, 1-c, 1+c)),  rho = p(y | x) / p_old(y | x), on the window's steps
+    """
+
+    info: ClassVar[Info] = Info(
+        paper="Flow-GRPO: Training Flow Matching Models via Online RL, arXiv 2505.05470; Fast is of its code alone",
+        reference="yifan123/flow_grpo@7fa84b6 (version=split), yifan123/flow_grpo@3d02fd9 (version=window)",
+        deviations=(
+            "the window is drawn anew every iteration, the same for all prompts; the first code draws one and keeps it",
+            "a group has one window; in the second code its images, on several processes, have windows of their own",
+            "a group is one tree of K = group_size branches; the first code has mini-groups of 9",
+            "the image is the clean prediction of the last step, as for every arm here",
+        ),
+        owns=frozenset({"kernel", "eta"}),
+    )
+
+    version: Literal["split", "window"] = "split"
+    """One path that splits K-fold where the window starts, or K paths from roots of their own."""
+    window: int = 2
+    """Steps that are stochastic and trained."""
+    start: int | None = None
+    """Where the window stands; none draws it among those that end by `until`."""
+    until: float = 0.5
+    """Fraction of the path that windows are drawn in."""
+    std: Literal["global", "group"] = "global"
+    """Whose std normalises: of all images of the iteration, or of the prompt's."""
+    ddof: int = 0
+    eps: float = 1e-4
+    kernel: str = "flow_sde"
+    eta: float = 0.7
+    clip: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if self.window < 1 or not 0 < self.until <= 1:
+            raise ValueError("window is at least 1, and until a fraction of the path")
+
+    def window_start(self, ctx: Context) -> int:
+        """Return the first step of this iteration's window."""
+        if self.start is not None:
+            return self.start
+        last = min(int(ctx.steps * self.until), ctx.steps - 1) - self.window
+        return int(keyed(ctx.seed, "select", ctx.iteration).integers(max(last, 0) + 1))
+
+    def plan(self, ctx: Context) -> Plan:
+        """An ODE but for the window; the group splits where it starts, or has been apart from its roots on."""
+        return window(
+            ctx.sigmas,
+            slots=ctx.slots,
+            leaves=ctx.group_size,
+            start=self.window_start(ctx),
+            size=self.window,
+            noise_level=self.eta,
+            kernel=self.kernel,
+            roots="shared" if self.version == "split" else "independent",
+            solver=ctx.solver,
+        )
+
+    def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
+        """A leaf's reward less its prompt's mean, over the std of all (population, eps 1e-4), on its whole path."""
+        slot = plan.tree.slot[outcome.leaf]
+        spread = np.zeros_like(slot) if self.std == "global" else slot
+        value = normalize(outcome.reward, slot, spread=spread, ddof=self.ddof, eps=self.eps)
+        return fuse(plan.tree, outcome.leaf, value)
+
+    def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
+        """The window's edges."""
+        return trajectory(plan, trainable(plan, outcome.leaf, outcome.reward, ctx.train_steps))
+
+    def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
+        """The clipped surrogate."""
+        return policy_gradient(batch, velocity["live"], self.clip)
+
+
+ARMS = {"flow-fast": FlowFast(), "flow-fast-window": FlowFast(version="window", kernel="cps", eta=0.8, clip=1e-5)}
