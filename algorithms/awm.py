@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.credit import group_relative
 from bench.loss import clipped_surrogate, mean_square
 from bench.noise import keyed
 from bench.plan import Plan, star
 from bench.schedule import stratified
 from bench.select import Selection, forward
-from bench.tree import fuse, normalize
 
 TINY = 1e-10
 
@@ -68,13 +68,12 @@ class Awm(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """G deterministic paths."""
-        return star(ctx.sigmas, slots=ctx.slots, roots=ctx.group_size, solver=ctx.solver)
+        return star(ctx)
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's reward less its prompt's mean, over the std of all (population, eps 1e-4), in [-1, 1]."""
-        slot = plan.tree.slot[outcome.leaf]
-        value = normalize(outcome.reward, slot, spread=np.zeros_like(slot), ddof=0, eps=1e-4)
-        return fuse(plan.tree, outcome.leaf, value.clip(-self.adv_max, self.adv_max) / self.adv_max)
+        value = group_relative(plan, outcome, std="global", ddof=0, eps=1e-4)
+        return value.clip(-self.adv_max, self.adv_max) / self.adv_max
 
     def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """Every scored image at the same few times, strata of the grid's first nine tenths but for pure noise."""

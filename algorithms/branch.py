@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.credit import group_relative
 from bench.loss import policy_gradient
-from bench.plan import Plan, branching, tail
+from bench.plan import Plan, branching, with_tail
 from bench.prune import above_extremes, below_best_child, sliding
 from bench.select import Selection, trainable, trajectory
 from bench.tree import fuse, has_valid_leaf, normalize, path_sum
@@ -20,7 +21,13 @@ SPLITS = {"dense": (0, 3, 6, 9), "mixed": (0, 4, 8, 12), "sparse": (0, 5, 10, 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Branch(Algorithm):
-    """BranchGRPO with its published defaults for FLUX; pruning and the Mix hybrid by option."""
+    """BranchGRPO with its published defaults for FLUX; pruning and the Mix hybrid by option.
+
+    (2) xi_b = (xi_0 + s zeta_b) / sqrt(1 + s^2), the noise of child b of a split;  xi_0, zeta_b ~ N(0, I)
+    (3) r(n) = sum_l w_l r_l, over the leaves l below node n;  w = softmax_l(beta log p(l | n))
+    (4) A(n) = (r(n) - mean) / (std + eps), over the nodes of n's tree and depth
+    (5) L = mean over a tree's edges of max(-A rho, -A clip(rho, 1-c, 1+c)),  rho = p(y | x) / p_old(y | x)
+    """
 
     info: ClassVar[Info] = Info(
         paper="BranchGRPO: Stable and Efficient GRPO with Structured Branching in Diffusion Models, arXiv 2509.06040",
@@ -28,7 +35,7 @@ class Branch(Algorithm):
         deviations=(
             "split noise is eq. (2), sampled as it is scored; the code samples 4 times the std it scores",
             "path weights are eq. (3), over whole paths (log-prob a mean over dimensions), the code's over one edge",
-            "Parent-Top1 keeps each parent's better child; the code keeps the first five steps below the last split",
+            "Parent-Top1 keeps the better child's chain, and both split edges; the code the five steps below the split",
             "Extreme ranks a tree's leaves by raw reward; the code ranks the edges of a process's trees by advantage",
             "depth and Mix windows slide towards the image; the code's slide back, or stand still",
             "the last step is never trained: its noise cannot reach the image that is scored",
@@ -83,29 +90,23 @@ class Branch(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """One root, K children at every split; SDE everywhere, or at splits and in the Mix window alone."""
-        T, splits, sigmas, solver = ctx.steps, self.split_steps, ctx.sigmas, ctx.solver
+        T, splits, slots, rho = ctx.steps, self.split_steps, ctx.slots, 1 / (1 + self.s**2)
         if splits[-1] > T - 2:
             raise ValueError(f"split at step {splits[-1]}: of {T} steps, the last that can branch is {T - 2}")
-        stochastic = set(range(T - 1))
-        if self.mix:
-            stochastic = {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)}
+        stochastic = {*splits, *sliding(0, self.window, self.slide, ctx.iteration, T)} if self.mix else {*range(T - 1)}
         if self.tail != "suite":
-            sigmas, solver = tail(ctx, first=max(stochastic) + 1, ratio=self.tail_ratio, solver=self.tail)
+            ctx = with_tail(ctx, first=max(stochastic) + 1, ratio=self.tail_ratio, solver=self.tail)
+        fanout = [self.factor if k in splits else 1 for k in range(ctx.steps)]
+        eta = [self.eta if k in stochastic else 0.0 for k in range(ctx.steps)]
         return branching(
-            sigmas,
-            slots=ctx.slots,
-            fanout=[self.factor if k in splits else 1 for k in range(len(sigmas) - 1)],
-            noise_level=[self.eta if k in stochastic else 0.0 for k in range(len(sigmas) - 1)],
-            kernel=self.kernel,
-            coupling=1 / (1 + self.s**2),
-            solver=solver,
+            ctx.sigmas, slots=slots, fanout=fanout, noise_level=eta, kernel=self.kernel, coupling=rho, solver=ctx.solver
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """Eqs. (3) and (4): fuse rewards upwards, normalise them per tree and depth (unbiased std, eps 1e-8)."""
         tree, leaf = plan.tree, outcome.leaf
         if self.credit_by == "leaf":
-            return fuse(tree, leaf, normalize(outcome.reward, tree.slot[leaf], ddof=1, eps=1e-8))
+            return group_relative(plan, outcome, ddof=1, eps=1e-8)
         beta = self.beta if self.fusion == "path" else 0.0
         value = fuse(tree, leaf, outcome.reward, beta * path_sum(tree, outcome.log_prob)[leaf])
         return normalize(value, tree.root() * (tree.steps + 1) + tree.depth, ddof=1, eps=1e-8)

@@ -18,7 +18,12 @@ from bench.tree import fuse, normalize
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dance(Algorithm):
-    """DanceGRPO with its published defaults for FLUX."""
+    """DanceGRPO with its published defaults for FLUX.
+
+    y = x - d (v + eta^2 / (2 sigma) x1') + eta sqrt(d) xi,  x1' = x + (1-sigma) v,  d the step's length in sigma
+    A = (r - mean) / (std + eps), over the images of a prompt
+    L = max(-A rho, -A clip(rho, 1-c, 1+c)),  rho = p(y | x) / p_old(y | x), on the steps drawn for the image
+    """
 
     info: ClassVar[Info] = Info(
         paper="DanceGRPO: Unleashing GRPO on Visual Generation, arXiv 2505.07818",
@@ -46,17 +51,7 @@ class Dance(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """SDE everywhere but on the last step; one root fans out at step 0, or every image has its own."""
-        return window(
-            ctx.sigmas,
-            slots=ctx.slots,
-            leaves=ctx.group_size,
-            start=0,
-            size=ctx.steps - 1,
-            noise_level=self.eta,
-            kernel=self.kernel,
-            roots=self.roots,
-            solver=ctx.solver,
-        )
+        return window(ctx, start=0, size=ctx.steps - 1, noise_level=self.eta, kernel=self.kernel, roots=self.roots)
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's normalised reward (unbiased std, eps 1e-8), the same on every edge of its path."""

@@ -50,17 +50,7 @@ class Ddpo(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """Independent roots, SDE everywhere but on the last step."""
-        return window(
-            ctx.sigmas,
-            slots=ctx.slots,
-            leaves=ctx.group_size,
-            start=0,
-            size=ctx.steps - 1,
-            noise_level=self.eta,
-            kernel=self.kernel,
-            roots="independent",
-            solver=ctx.solver,
-        )
+        return window(ctx, start=0, size=ctx.steps - 1, noise_level=self.eta, kernel=self.kernel, roots="independent")
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's reward, normalised by its prompt's remembered rewards, these included (population, eps 1e-6)."""

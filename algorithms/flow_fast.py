@@ -9,11 +9,11 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.credit import group_relative
 from bench.loss import policy_gradient
 from bench.noise import keyed
 from bench.plan import Plan, window
 from bench.select import Selection, trainable, trajectory
-from bench.tree import fuse, normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,23 +66,17 @@ class FlowFast(Algorithm):
     def plan(self, ctx: Context) -> Plan:
         """An ODE but for the window; the group splits where it starts, or has been apart from its roots on."""
         return window(
-            ctx.sigmas,
-            slots=ctx.slots,
-            leaves=ctx.group_size,
+            ctx,
             start=self.window_start(ctx),
             size=self.window,
             noise_level=self.eta,
             kernel=self.kernel,
             roots="shared" if self.version == "split" else "independent",
-            solver=ctx.solver,
         )
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's reward less its prompt's mean, over the std of all (population, eps 1e-4), on its whole path."""
-        slot = plan.tree.slot[outcome.leaf]
-        spread = np.zeros_like(slot) if self.std == "global" else slot
-        value = normalize(outcome.reward, slot, spread=spread, ddof=self.ddof, eps=self.eps)
-        return fuse(plan.tree, outcome.leaf, value)
+        return group_relative(plan, outcome, std=self.std, ddof=self.ddof, eps=self.eps)
 
     def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """The window's edges."""
@@ -93,4 +87,7 @@ class FlowFast(Algorithm):
         return policy_gradient(batch, velocity["live"], self.clip)
 
 
-ARMS = {"flow-fast": FlowFast(), "flow-fast-window": FlowFast(version="window", kernel="cps", eta=0.8, clip=1e-5)}
+ARMS = {
+    "flow-fast": FlowFast(),
+    "flow-fast-window": FlowFast(version="window", window=3, kernel="cps", eta=0.8, clip=1e-5),
+}

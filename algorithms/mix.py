@@ -10,18 +10,25 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.credit import group_relative
 from bench.loss import policy_gradient
 from bench.noise import keyed
-from bench.plan import Plan, tail, window
+from bench.plan import Plan, window, with_tail
 from bench.select import Selection, trainable, trajectory
-from bench.tree import fuse, normalize
 
 Strategy = Literal["progressive", "linear-decay", "exponential-decay", "random", "frozen"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix(Algorithm):
-    """MixGRPO with its published defaults for FLUX."""
+    """MixGRPO with its published defaults for FLUX.
+
+    y = x - d v outside the window;  y = x - d (v + g^2 / (2 sigma) x1') + g sqrt(d) xi in it,
+    g = eta sqrt(sigma / (1-sigma)),  x1' = x + (1-sigma) v,  d the step's length in sigma
+    start = stride floor(n / tau) at iteration n, while the window ends before the last step; then from 0 again
+    A = (r - mean) / (std + eps), over the images of a prompt
+    L = max(-A rho, -A clip(rho, 1-c, 1+c)),  rho = p(y | x) / p_old(y | x), on the window's steps
+    """
 
     info: ClassVar[Info] = Info(
         paper="MixGRPO: Unlocking Flow-based GRPO Efficiency with Mixed ODE-SDE, arXiv 2507.21802",
@@ -31,7 +38,7 @@ class Mix(Algorithm):
             "a random window is the same on every process",
             "the deterministic prefix and the first window step run once a group, not once an image",
             "the image is the clean prediction of the last step, as for every arm here",
-            "Flash takes ceil(ratio * n) steps after the window and ends at 0; its code counts points, one step fewer",
+            "Flash takes ceil(ratio * n) steps after the window and ends at 0; its code one or two fewer",
         ),
         owns=frozenset({"kernel", "eta"}),
     )
@@ -43,6 +50,7 @@ class Mix(Algorithm):
     tau: int = 25
     """Iterations that the window stays; where it decays, at the start (official: 10 for linear decay)."""
     strategy: Strategy = "progressive"
+    """How the window moves: by stays that are constant or decay, at random every iteration, or not at all."""
     start: int = 0
     """Where a frozen window stands."""
     tail: Literal["suite", "euler", "dpm"] = "suite"
@@ -80,24 +88,14 @@ class Mix(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """One root; it fans out where the window starts, and is an ODE before and, perhaps in fewer steps, after."""
-        start, sigmas, solver = self.window_start(ctx), ctx.sigmas, ctx.solver
+        start = self.window_start(ctx)
         if self.tail != "suite":
-            sigmas, solver = tail(ctx, first=start + self.window, ratio=self.tail_ratio, solver=self.tail)
-        return window(
-            sigmas,
-            slots=ctx.slots,
-            leaves=ctx.group_size,
-            start=start,
-            size=self.window,
-            noise_level=self.eta,
-            kernel=self.kernel,
-            solver=solver,
-        )
+            ctx = with_tail(ctx, first=start + self.window, ratio=self.tail_ratio, solver=self.tail)
+        return window(ctx, start=start, size=self.window, noise_level=self.eta, kernel=self.kernel)
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's reward, normalised in its prompt's group (unbiased std, eps 1e-8), on every edge of its path."""
-        slot = plan.tree.slot[outcome.leaf]
-        return fuse(plan.tree, outcome.leaf, normalize(outcome.reward, slot, ddof=1, eps=1e-8))
+        return group_relative(plan, outcome, ddof=1, eps=1e-8)
 
     def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """The window's edges."""

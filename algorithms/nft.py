@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.credit import group_relative
 from bench.loss import mean_square
 from bench.noise import keyed
 from bench.plan import Plan, star
 from bench.select import Selection, forward
-from bench.tree import fuse, normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +59,11 @@ class Nft(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """G deterministic paths of the old policy."""
-        return star(ctx.sigmas, slots=ctx.slots, roots=ctx.group_size, solver=ctx.solver, policy="old")
+        return star(ctx, policy="old")
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's reward less its prompt's mean, over the std of all (population, eps 1e-4)."""
-        slot = plan.tree.slot[outcome.leaf]
-        value = normalize(outcome.reward, slot, spread=np.zeros_like(slot), ddof=0, eps=1e-4)
-        return fuse(plan.tree, outcome.leaf, value)
+        return group_relative(plan, outcome, std="global", ddof=0, eps=1e-4)
 
     def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """Every scored image, noised afresh to T-1 of the grid's T times, drawn for each image."""

@@ -32,6 +32,7 @@ class TempFlow(Algorithm):
             "`points` branching steps are drawn an iteration, so that leaves are a group's; the paper takes all steps",
             "a group is the branches of one point (prompt, seed and step), as the rule of its own step's reward asks;"
             " the paper's wording leaves open whether its groups span steps",
+            "a prompt has one trunk (seeds=1) and all branches leave it; published are four seeds of six branches",
             "the std's ddof and eps are not published: unbiased and 1e-8",
         ),
         owns=frozenset({"kernel", "eta"}),
@@ -67,16 +68,8 @@ class TempFlow(Algorithm):
         if rest or factor < 2:
             trunks = f"points * seeds = {self.points} * {self.seeds}"
             raise ValueError(f"group_size {ctx.group_size} is not {trunks} times 2 or more branches")
-        return trunk(
-            ctx.sigmas,
-            slots=ctx.slots,
-            roots=self.seeds,
-            at=self.branching_steps(ctx).tolist(),
-            factor=factor,
-            noise_level=self.eta,
-            kernel=self.kernel,
-            solver=ctx.solver,
-        )
+        steps = self.branching_steps(ctx).tolist()
+        return trunk(ctx, at=steps, factor=factor, noise_level=self.eta, kernel=self.kernel, roots=self.seeds)
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A branch's reward, normalised among those that leave the trunk at its point (unbiased std, eps 1e-8)."""

@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from bench.contract import Algorithm, Batch, Context, Info, Outcome, Tensor, Velocity
+from bench.credit import group_relative
 from bench.loss import clipped_surrogate, mean_square
 from bench.noise import keyed
 from bench.plan import Plan, star
 from bench.schedule import stratified
 from bench.select import Selection, forward
-from bench.tree import fuse, normalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,11 @@ class VGrpo(Algorithm):
 
     def plan(self, ctx: Context) -> Plan:
         """G deterministic paths."""
-        return star(ctx.sigmas, slots=ctx.slots, roots=ctx.group_size, solver=ctx.solver)
+        return star(ctx)
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:
         """A leaf's reward, normalised in its prompt's group (unbiased std, eps 1e-8) and softly clipped."""
-        value = normalize(outcome.reward, plan.tree.slot[outcome.leaf], ddof=1, eps=1e-8)
-        return fuse(plan.tree, outcome.leaf, self.bound * np.tanh(value / self.bound))
+        return self.bound * np.tanh(group_relative(plan, outcome, ddof=1, eps=1e-8) / self.bound)
 
     def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """Every scored image at the same few draws, a time from each stratum of the grid; they are one unit."""
@@ -83,7 +82,7 @@ class VGrpo(Algorithm):
     def denoising(self, x0: Tensor, image: Tensor) -> Tensor:
         """Return the self-normalised denoising loss of each draw."""
         off = x0 - image
-        return mean_square(off) / off.detach().abs().flatten(1).mean(1)
+        return mean_square(off) / off.detach().abs().flatten(1).mean(1).clamp(min=1e-5)
 
 
 ARMS = {"vgrpo": VGrpo()}

@@ -87,8 +87,8 @@ class Context:
     """Steps whose edges may be trained; an arm intersects its own selection with them."""
     shift: float = 1.0
     """Of the sigma grid, for algorithms that space it anew."""
-    solver: str = "euler"
-    """Of ODE steps, as the suite has it."""
+    solver: str | tuple[str, ...] = "euler"
+    """Of ODE steps, as the suite has it; or one a step."""
     prompts: tuple[int, ...] = ()
     """Each slot's prompt, as its number in the training set."""
     memory: Memory = field(default_factory=dict)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -165,76 +165,53 @@ def each_step(solver: str | Sequence[str], steps: int) -> tuple[str, ...]:
     return (solver,) * steps if isinstance(solver, str) else tuple(solver)
 
 
-def star(
-    sigmas: Float[np.ndarray, " knot"],
-    *,
-    slots: int,
-    roots: int,
-    solver: str = "euler",
-    policy: Literal["live", "old"] = "live",
-) -> Plan:
-    """Return `roots` deterministic paths a slot, which differ by their roots alone."""
-    steps = len(sigmas) - 1
-    levels, fanout = [0.0] * steps, [1] * steps
+def star(ctx: Context, *, policy: Literal["live", "old"] = "live") -> Plan:
+    """Return a deterministic path an image, from a root of its own: images differ by their roots alone."""
     return branching(
-        sigmas,
-        slots=slots,
-        fanout=fanout,
-        noise_level=levels,
+        ctx.sigmas,
+        slots=ctx.slots,
+        fanout=[1] * ctx.steps,
+        noise_level=[0.0] * ctx.steps,
         kernel="ode",
-        roots=roots,
-        solver=solver,
+        roots=ctx.group_size,
+        solver=ctx.solver,
         policy=policy,
     )
 
 
 def window(
-    sigmas: Float[np.ndarray, " knot"],
+    ctx: Context,
     *,
-    slots: int,
-    leaves: int,
     start: int,
     size: int,
     noise_level: float,
     kernel: str,
     roots: Literal["shared", "independent"] = "shared",
-    solver: str | Sequence[str] = "euler",
 ) -> Plan:
-    """Return `leaves` paths a slot that are stochastic in steps start ... start+size-1 alone.
+    """Return `group_size` paths a slot that are stochastic in steps start ... start+size-1 alone.
 
     With a shared root they are one path until step `start`, where it fans out.
 
     Raises:
         ValueError: if the window is empty or reaches the last step.
     """
-    steps = len(sigmas) - 1
-    if size < 1 or start < 0 or start + size > steps - 1:
+    if size < 1 or start < 0 or start + size > ctx.steps - 1:
         raise ValueError(
-            f"a window of {size} steps from step {start} on does not fit: steps 0 to {steps - 2} can be stochastic"
+            f"a window of {size} steps from step {start} on does not fit: steps 0 to {ctx.steps - 2} can be stochastic"
         )
     shared = roots == "shared"
     return branching(
-        sigmas,
-        slots=slots,
-        fanout=[leaves if shared and k == start else 1 for k in range(steps)],
-        noise_level=[noise_level if start <= k < start + size else 0.0 for k in range(steps)],
+        ctx.sigmas,
+        slots=ctx.slots,
+        fanout=[ctx.group_size if shared and k == start else 1 for k in range(ctx.steps)],
+        noise_level=[noise_level if start <= k < start + size else 0.0 for k in range(ctx.steps)],
         kernel=kernel,
-        roots=1 if shared else leaves,
-        solver=solver,
+        roots=1 if shared else ctx.group_size,
+        solver=ctx.solver,
     )
 
 
-def trunk(
-    sigmas: Float[np.ndarray, " knot"],
-    *,
-    slots: int,
-    roots: int,
-    at: Sequence[int],
-    factor: int,
-    noise_level: float,
-    kernel: str,
-    solver: str = "euler",
-) -> Plan:
+def trunk(ctx: Context, *, at: Sequence[int], factor: int, noise_level: float, kernel: str, roots: int = 1) -> Plan:
     """Return `roots` ODE trunks a slot; at each step of `at`, `factor` stochastic branches leave them, then are ODEs.
 
     A trunk serves every branching step and ends at the last. TempFlow-GRPO's tree, arXiv 2508.04324.
@@ -242,33 +219,36 @@ def trunk(
     Raises:
         ValueError: unless `at` rises, within steps 0 to T-2.
     """
-    steps = len(sigmas) - 1
-    if not len(at) or list(at) != sorted(set(at)) or not 0 <= at[0] <= at[-1] <= steps - 2:
-        raise ValueError(f"branching steps {list(at)}: distinct, rising, from 0 to {steps - 2}")
+    if not len(at) or list(at) != sorted(set(at)) or not 0 <= at[0] <= at[-1] <= ctx.steps - 2:
+        raise ValueError(f"branching steps {list(at)}: distinct, rising, from 0 to {ctx.steps - 2}")
     fanout, levels, branches = [], [[0.0]], 0
-    for k in range(steps):
+    for k in range(ctx.steps):
         new, goes_on = factor if k in at else 0, k < at[-1]
         children = [*([new + goes_on] if k <= at[-1] else []), *[1] * branches]
         fanout.append(np.tile(children, roots))
         levels.append([*[0.0] * goes_on, *[noise_level] * new, *[0.0] * branches])
         branches += new
-    tree = grow(fanout, slots)
+    tree = grow(fanout, ctx.slots)
     return Plan(
         tree=tree,
-        sigmas=sigmas,
+        sigmas=ctx.sigmas,
         kernel=kernel,
-        solver=each_step(solver, steps),
-        noise_level=np.concatenate([np.tile(level, slots * roots) for level in levels]),
+        solver=each_step(ctx.solver, ctx.steps),
+        noise_level=np.concatenate([np.tile(level, ctx.slots * roots) for level in levels]),
         coupling=np.zeros(len(tree)),
         noise_scale=np.ones(len(tree)),
     )
 
 
-def tail(ctx: Context, *, first: int, ratio: float, solver: str) -> tuple[Float[np.ndarray, " knot"], tuple[str, ...]]:
-    """Return grid and solvers whose n steps from `first` on become ceil(ratio * n) steps, of `solver`: euler or dpm.
+def with_tail(ctx: Context, *, first: int, ratio: float, solver: str) -> Context:
+    """Return the context whose n steps from `first` on become ceil(ratio * n) steps, of `solver`: euler or dpm.
 
     dpm is the multistep DPM-Solver++(2M), whose history begins with the clean prediction of the step before `first`.
     """
     steps = max(1, math.ceil((ctx.steps - first) * ratio - 1e-9))  # 5 * .6 is 3, also in floating point
     named = {"euler": "euler", "dpm": "dpm2m"}[solver]
-    return respaced(ctx.sigmas, ctx.shift, first, steps), (ctx.solver,) * first + (named,) * steps
+    return replace(
+        ctx,
+        sigmas=respaced(ctx.sigmas, ctx.shift, first, steps),
+        solver=each_step(ctx.solver, ctx.steps)[:first] + (named,) * steps,
+    )

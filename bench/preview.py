@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,3 +179,41 @@ def dry_run(cells: Sequence[Cell], runs: Path | None) -> dict[str, Any]:
     first = {known[arm].deeds: arm for arm in reversed(known)}
     alike = {arm: first[one.deeds] for arm, one in known.items() if first[one.deeds] != arm}
     return {"cells": rows, "config_diff": config_diff(cells), "alike": alike}
+
+
+def spoken(preview: Mapping[str, Any]) -> str:
+    """Return what `dry_run` found as text: a table, the keys that differ, the arms that are alike."""
+    names = sorted({name for cell in preview["cells"] for name in cell["nfe"]["named"]})
+    columns = ("paper", "edges", "calls", "edges", "calls", *names)
+    head = ("arm", "seed", "leaves", *columns, "s/iteration", "hash")
+    over = ("rollout NFE", "", "", "update NFE", "", *(["other policies"] if names else []), *[""] * (len(names) - 1))
+    rows = [("", "", "", *over, "", ""), head]
+    for cell in preview["cells"]:
+        roll, up, seconds = cell["nfe"]["rollout"], cell["nfe"]["update"], cell["seconds_per_iteration"]
+        known = [cell["nfe"]["named"].get(name) for name in names]
+        numbers = (roll["paper"], roll["edges"], roll["calls"], up["edges"], up["calls"], *known)
+        rows.append(
+            (
+                *(cell["arm"], str(cell["seed"]), str(cell["leaves"])),
+                *("" if x is None else f"{x:.7g}" for x in numbers),
+                *(f"{seconds:.2f}" if seconds else "not recorded", cell["hash"]),
+            )
+        )
+    width = [max(len(row[i]) for row in rows[1:]) for i in range(len(head))]
+    lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
+    diff = [f"{key}: {_by_value(by)}" for key, by in preview["config_diff"].items()]
+    tail = ["", "shared keys that differ between arms:", *(f"  {line}" for line in diff or ["none"])]
+    tail += [
+        f"{arm} samples, credits and selects exactly as {twin} does under these settings"
+        for arm, twin in preview["alike"].items()
+    ]
+    return "\n".join([*lines, *tail])
+
+
+def _by_value(by_arm: Mapping[str, Any]) -> str:
+    """Return the arms that have each value; those for which the key has no meaning are left out."""
+    arms: dict[str, list[str]] = {}
+    for arm, value in by_arm.items():
+        if value is not None:
+            arms.setdefault(str(value), []).append(arm)
+    return "; ".join(f"{value} ({', '.join(names)})" for value, names in arms.items())

@@ -10,14 +10,23 @@ import pkgutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bench.contract import Info, RewardInfo
+from bench.models.catalog import ModelEntry
+
 KINDS = {"algorithms": "ARMS", "rewards": "REWARDS", "models": "MODELS"}
 """Kind (entry-point group bench.<kind>) -> the mapping a plugin module defines."""
+WANTED = {
+    "algorithms": "algorithm; a dataclass's instance with an `info` is wanted",
+    "rewards": "reward; a class with an `info` is wanted",
+    "models": "model; a bench.models.catalog.ModelEntry is wanted",
+}
 IN_TREE = {"algorithms": "algorithms", "rewards": "rewards", "models": "bench.models"}
 
 
@@ -32,8 +41,9 @@ class Registry:
     kind: str
     values: Mapping[str, Any]
     origins: Mapping[str, str]
+    """Name -> where it comes from: a module of the tree, a distribution's entry point, or a file."""
     broken: Mapping[str, str]
-    """Module or file -> the last line of its traceback."""
+    """Module or entry point that cannot be used -> why, in one line."""
 
     def get(self, name: str) -> Any:
         """Return the plugin of that name.
@@ -56,50 +66,121 @@ def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 def load(kind: str, files: Sequence[Path] = ()) -> Registry:
     """Return all plugins of a kind, in the tree and out of it.
 
+    Modules of the tree and of other distributions that cannot be used are `broken`, and hide no others.
+
     Raises:
-        InputError: if two plugins claim one name, or a plugin file does not exist.
+        InputError: if two plugins claim one name, or a file is none, does not load or holds no plugins.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     broken: dict[str, str] = {}
-    for where, module in _modules(kind, files, broken):
-        for name, value in _plugins(kind, where, module).items():
+    for origin, plugins in (*_discovered(kind, files, broken), *_named(kind, files)):
+        for name, value in plugins.items():
             if name in values:
-                raise InputError(f"two plugins are called {name!r}: {origins[name]} and {where}; rename one")
-            values[name], origins[name] = value, where
+                both = (origins[name], origin)
+                raise InputError(f"two plugins are called {name!r}: {' and '.join(both)}; {_remedy(both)}")
+            values[name], origins[name] = value, origin
     return Registry(kind=kind, values=values, origins=origins, broken=broken)
 
 
-def _plugins(kind: str, where: str, module: ModuleType) -> Mapping[str, Any]:
-    """Return a module's plugins of a kind, after checking that they may be some."""
-    found = getattr(module, KINDS[kind], {})
-    if not isinstance(found, Mapping):
-        raise InputError(f"{where}: {KINDS[kind]} must be a mapping of names to plugins")
-    for name, value in found.items():
-        if kind == "algorithms" and not (_has_info(value) and is_dataclass(value) and not isinstance(value, type)):
-            raise InputError(f"{where}: {name!r} is no algorithm; a dataclass's instance with an `info` is wanted")
-        if kind == "rewards" and not (_has_info(value) and callable(value)):
-            raise InputError(f"{where}: {name!r} is no reward; a class with an `info` is wanted")
-    return found
+def _discovered(kind: str, files: Sequence[Path], broken: dict[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the plugins of the tree's modules, then those of other distributions; note what cannot be used.
 
-
-def _has_info(value: Any) -> bool:
-    return hasattr(value, "info")
-
-
-def _modules(kind: str, files: Sequence[Path], broken: dict[str, str]) -> Iterator[tuple[str, ModuleType]]:
-    package = importlib.import_module(IN_TREE[kind])
-    in_tree = [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
-    if kind == "models":
-        in_tree = ["bench.models.catalog"]  # adapters import torch; the catalog names them
-    out_of_tree = [e.value for e in entry_points(group=f"bench.{kind}") if e.value not in in_tree]
-    for name in [*in_tree, *out_of_tree]:
+    A module whose own file is named on the command line as well is left to that: it is no second plugin.
+    """
+    tree, named = _in_tree(kind), {file.resolve() for file in files}
+    entries = {entry.value: entry for entry in entry_points(group=f"bench.{kind}") if entry.value not in tree}
+    for name, entry in [*dict.fromkeys(tree).items(), *entries.items()]:
+        origin = _origin(entry) if entry else name
         try:
-            yield name, importlib.import_module(name)
-        except Exception:  # noqa: BLE001  # anyone's code may fail to import; it is reported and does not hide the others
-            broken[name] = traceback.format_exc().strip().splitlines()[-1]
-    for file in dict.fromkeys(files):
-        yield str(file), _from_file(file)
+            with _contained():
+                module = _module(name)
+                plugins = _plugins(kind, module, required=entry is not None)
+                left = Path(getattr(module, "__file__", None) or "").resolve() in named
+        except InputError as error:
+            broken[origin] = str(error)
+        else:
+            if not left:
+                yield origin, plugins
+
+
+def _module(name: str) -> ModuleType:
+    if ":" in name:
+        raise InputError(f"an entry point names a module: {name.partition(':')[0].strip()!r} alone")
+    return importlib.import_module(name)
+
+
+def _in_tree(kind: str) -> list[str]:
+    """Return the modules of the tree that may hold plugins of a kind."""
+    if kind == "models":
+        return ["bench.models.catalog"]  # adapters import torch; the catalog names them
+    package = importlib.import_module(IN_TREE[kind])
+    return [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+
+
+def _origin(entry: EntryPoint) -> str:
+    """Return all that is needed to rename or uninstall what an entry point brings."""
+    owner = f" of distribution {entry.dist.name!r}" if entry.dist else ""
+    return f"entry point {entry.name!r}{owner} (module {entry.value})"
+
+
+def _remedy(origins: Sequence[str]) -> str:
+    """Return what to do about plugins of one name."""
+    installed = any(origin.startswith("entry point") for origin in origins)
+    return "rename one, or uninstall its distribution" if installed else "rename one"
+
+
+@contextmanager
+def _contained(said: str = "") -> Iterator[None]:
+    """Turn whatever anyone's code raises, an exit included, into an InputError of one line; an interrupt stays one."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except InputError as error:
+        raise InputError(f"{said}{' '.join(str(error).split())}") from error
+    except BaseException as error:
+        last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        raise InputError(f"{said}{last}") from error
+
+
+def _plugins(kind: str, module: ModuleType, *, required: bool = False) -> Mapping[str, Any]:
+    """Return a module's plugins of a kind, after checking that they may be some.
+
+    Raises:
+        InputError: if they may not, or if plugins of this kind are required and there is no mapping of them.
+    """
+    mapping = KINDS[kind]
+    if required and not hasattr(module, mapping):
+        raise InputError(f"it has no {mapping}: a mapping of names to plugins")
+    found = getattr(module, mapping, {})
+    if not isinstance(found, Mapping):
+        raise InputError(f"{mapping} must be a mapping of names to plugins")
+    for name, value in found.items():
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{mapping} has {name!r} for a name; text is wanted")
+        if not _is_one(kind, value):
+            raise InputError(f"{name!r} is no {WANTED[kind]}")
+    return dict(found)
+
+
+def _is_one(kind: str, value: Any) -> bool:
+    """Return whether a value may be a plugin of a kind, as far as can be seen without using it."""
+    info = getattr(value, "info", None)
+    if kind == "algorithms":
+        return isinstance(info, Info) and is_dataclass(value) and not isinstance(value, type)
+    if kind == "rewards":
+        return isinstance(info, RewardInfo) and callable(value)
+    return isinstance(value, ModelEntry)
+
+
+def _named(kind: str, files: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the plugins of files that were named on the command line: what is wrong with one is wrong input."""
+    for file in {file.resolve(): file for file in files}.values():
+        module = _from_file(file)
+        with _contained(f"--plugin {file}: "):
+            plugins = _plugins(kind, module)
+        yield str(file), plugins
 
 
 def _from_file(file: Path) -> ModuleType:
@@ -115,11 +196,11 @@ def _from_file(file: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise InputError(f"--plugin {file} does not load: {traceback.format_exc().strip().splitlines()[-1]}") from error
-    if not any(hasattr(module, mapping) for mapping in KINDS.values()):
-        del sys.modules[name]
-        raise InputError(f"--plugin {file} has none of {', '.join(KINDS.values())}: a mapping of names to plugins")
+        with _contained(f"--plugin {file} does not load: "):
+            spec.loader.exec_module(module)
+        if not any(hasattr(module, mapping) for mapping in KINDS.values()):
+            raise InputError(f"--plugin {file} has none of {', '.join(KINDS.values())}: a mapping of names to plugins")
+    except BaseException:
+        sys.modules.pop(name, None)  # so that it can be mended
+        raise
     return module

@@ -15,22 +15,23 @@ from typing import Any
 
 import yaml
 
+from bench import scaffold
 from bench.config import (
     ArmSpec,
     Shared,
     check_layers,
-    family,
     make_cell,
     parse_arms,
     resolve,
     weights,
 )
 from bench.data import load_prompts
+from bench.hosts import family, of_family, settings
 from bench.models.catalog import ModelEntry
 from bench.models.source import check_side, entry_of, model_digest, resolve_model
 from bench.parse import field_types, key_value, replaced
 from bench.presets import PRESETS
-from bench.preview import dry_run
+from bench.preview import dry_run, spoken
 from bench.registry import InputError, Registry, load, nearest
 from bench.suite import Suite, check_closed, default_name
 
@@ -40,6 +41,8 @@ examples:
   bench run --algos "dance(tf=0.6),branch(splits=[0,2,4,6],fusion=uniform)" --seeds 0,1,2
   bench run --algos all --preset paper --dry-run
   bench list
+  bench new-algorithm my-grpo
+  bench check my_grpo.py
   bench report quick-tiny-flux-0123456789
 """
 
@@ -52,9 +55,10 @@ FIXED = frozenset({"model_digest", "prompts_digest", "scorer_revisions"})
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    verb = words.pop(0) if words and words[0] in ("run", "list", "report") else "run"
+    verbs = {"run": run, "list": list_plugins, "report": report, "check": check, "new-algorithm": new_algorithm}
+    verb = words.pop(0) if words and words[0] in verbs else "run"
     try:
-        return {"run": run, "list": list_plugins, "report": report}[verb](words)
+        return verbs[verb](words)
     except InputError as error:
         print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -106,7 +110,8 @@ def run(words: Sequence[str]) -> int:
     preview = dry_run(suite.cells, args.out if args.dry_run else None)
     check_closed(suite.folder, suite.shared, open_suite=args.open)
     if args.dry_run:
-        print(json.dumps(preview, indent=1) if args.json else spoken(suite, preview))
+        missing = f"suite {suite.folder}, preset {suite.preset}: {len(suite.missing())} cells to run"
+        print(json.dumps(preview, indent=1) if args.json else f"{missing}\n{spoken(preview)}")
         return 0
     check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
     return execute(suite, args.jobs, args.device, preview["alike"], open_suite=args.open)
@@ -175,6 +180,8 @@ def make_suite(args: argparse.Namespace) -> Suite:
     shared = replaced(Shared(), keys | {"model": model}, "run")
     shared = check_shared(shared, rewards, args.plugin)
     specs = all_arms(algorithms) if args.algos == "all" else parse_arms(args.algos)
+    for where, why in algorithms.broken.items() if args.algos == "all" else ():
+        print(f"bench: {where} does not load, and is left out: {why}", file=sys.stderr)
     arms = [(spec, resolve(spec, shared, layers, algorithms)) for spec in specs]
     plugins = [str(path.resolve()) for path in args.plugin]
     title = default_name(name, shared) if args.suite is None else args.suite
@@ -289,45 +296,6 @@ def seeds(text: str | None, default: Sequence[int]) -> list[int]:
     return found
 
 
-def spoken(suite: Suite, preview: Mapping[str, Any]) -> str:
-    """Return the dry run as text."""
-    names = sorted({name for cell in preview["cells"] for name in cell["nfe"]["named"]})
-    columns = ("paper", "edges", "calls", "edges", "calls", *names)
-    head = ("arm", "seed", "leaves", *columns, "s/iteration", "hash")
-    over = ("rollout NFE", "", "", "update NFE", "", *(["other policies"] if names else []), *[""] * (len(names) - 1))
-    rows = [("", "", "", *over, "", ""), head]
-    for cell in preview["cells"]:
-        roll, up, seconds = cell["nfe"]["rollout"], cell["nfe"]["update"], cell["seconds_per_iteration"]
-        known = [cell["nfe"]["named"].get(name) for name in names]
-        numbers = (roll["paper"], roll["edges"], roll["calls"], up["edges"], up["calls"], *known)
-        rows.append(
-            (
-                *(cell["arm"], str(cell["seed"]), str(cell["leaves"])),
-                *("" if x is None else f"{x:.7g}" for x in numbers),
-                *(f"{seconds:.2f}" if seconds else "not recorded", cell["hash"]),
-            )
-        )
-    width = [max(len(row[i]) for row in rows[1:]) for i in range(len(head))]
-    lines = ["  ".join(text.ljust(w) for text, w in zip(row, width, strict=True)).rstrip() for row in rows]
-    diff = [f"{key}: {_by_value(by)}" for key, by in preview["config_diff"].items()]
-    missing = len(suite.missing())
-    tail = ["", "shared keys that differ between arms:", *(f"  {line}" for line in diff or ["none"])]
-    tail += [
-        f"{arm} samples, credits and selects exactly as {twin} does under these settings"
-        for arm, twin in preview["alike"].items()
-    ]
-    return "\n".join([f"suite {suite.folder}, preset {suite.preset}: {missing} cells to run", *lines, *tail])
-
-
-def _by_value(by_arm: Mapping[str, Any]) -> str:
-    """Return the arms that have each value; those for which the key has no meaning are left out."""
-    arms: dict[str, list[str]] = {}
-    for arm, value in by_arm.items():
-        if value is not None:
-            arms.setdefault(str(value), []).append(arm)
-    return "; ".join(f"{value} ({', '.join(names)})" for value, names in arms.items())
-
-
 def list_plugins(words: Sequence[str]) -> int:
     """Print algorithms, models, rewards and presets, a line each."""
     parser = argparse.ArgumentParser(prog="bench list", description="What has a name.", allow_abbrev=False)
@@ -336,9 +304,8 @@ def list_plugins(words: Sequence[str]) -> int:
     algorithms, rewards, models = (load(kind, args.plugin) for kind in ("algorithms", "rewards", "models"))
     print("algorithms")
     for name, value in algorithms.values.items():
-        base = algorithms.values.get(family(value), value)
-        changed = [f for f in field_types(type(value)) if getattr(value, f) != getattr(base, f)]
-        how = ", ".join(f"{f}={getattr(value, f)}" for f in changed)
+        mine, base = settings(value), settings(of_family(family(value), algorithms))
+        how = ", ".join(f"{key}={mine[key]}" for key in mine if mine[key] != base[key])
         print(f"  {name:24} {value.info.paper}{f' [{how}]' if how else ''}")
     print("rewards")
     for name, value in rewards.values.items():
@@ -353,6 +320,33 @@ def list_plugins(words: Sequence[str]) -> int:
     for registry in (algorithms, rewards, models):
         for where, why in registry.broken.items():
             print(f"bench: {where} does not load: {why}", file=sys.stderr)
+    return 0
+
+
+def check(words: Sequence[str]) -> int:
+    """Hold an algorithm to the contract; return 1 if it does not keep it."""
+    parser = argparse.ArgumentParser(prog="bench check", description="Check an algorithm.", allow_abbrev=False)
+    parser.add_argument("target", help="an arm as in --algos, or a file with ARMS")
+    parser.add_argument("--plugin", type=Path, action="append", default=[], metavar="FILE")
+    args = _parsed(parser, words)
+    load("algorithms", args.plugin)  # names are checked before torch is imported
+    from bench.conformance import subjects
+    from bench.conformance.run import check_all
+
+    return 1 if check_all(subjects(args.target, args.plugin), print) else 0
+
+
+def new_algorithm(words: Sequence[str]) -> int:
+    """Write an algorithm to start from."""
+    about = "Write a commented algorithm that runs at once, into NAME.py."
+    parser = argparse.ArgumentParser(prog="bench new-algorithm", description=about, allow_abbrev=False)
+    parser.add_argument("name", help="as in --algos: my-grpo")
+    parser.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="default: this folder")
+    args = _parsed(parser, words)
+    file = scaffold.new_algorithm(args.name, args.out)
+    print(f"{file} is an algorithm; it runs as it stands:")
+    print(f"  bench check {file}")
+    print(f"  bench run --algos dance,{args.name} --plugin {file} --preset smoke")
     return 0
 
 

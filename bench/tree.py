@@ -90,7 +90,7 @@ class Tree:
 def forest(fanout: Sequence[int], slots: int, roots: int = 1) -> Tree:
     """Return `roots` equal trees a slot, in which every node at depth d has `fanout[d]` children."""
     if roots < 1 or any(k < 1 for k in fanout):
-        raise ValueError(f"a forest needs at least one root and child: {roots=}, fanout={list(fanout)}")
+        raise ValueError(f"a forest needs at least one slot, root and child a node: {roots=}, fanout={list(fanout)}")
     widths = roots * np.cumprod([1, *fanout])
     return grow([np.full(width, k) for width, k in zip(widths, fanout, strict=False)], slots)
 
@@ -103,7 +103,7 @@ def grow(fanout: Sequence[Int[np.ndarray, " _"]], slots: int) -> Tree:
     """
     widths = np.array([len(fanout[0]), *(children.sum() for children in fanout)])
     if slots < 1 or any((children < 1).any() for children in fanout):
-        raise ValueError(f"a forest needs at least one slot ({slots}), and a child a node above its last level")
+        raise ValueError(f"a forest needs at least one slot, root and child a node: {slots=}")
     if [len(children) for children in fanout] != widths[:-1].tolist():
         raise ValueError(f"levels of {[len(children) for children in fanout]} nodes, by the fan-out {widths.tolist()}")
     offset = np.r_[0, np.cumsum(slots * widths)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.contract import Reward
 from bench.noise import Noise
-from bench.plan import star
+from bench.plan import Plan, branching
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
@@ -76,7 +76,7 @@ def evaluate(
     Raises:
         RuntimeError: if no image could be scored.
     """
-    plan = star(shifted_sigmas(steps, shift), slots=len(prompts), roots=samples, solver=solver)
+    plan = deterministic(shifted_sigmas(steps, shift), len(prompts), samples, solver)
     noise = Noise(seed=EVAL_SEED, iteration=0, root_stream=stream)
     x0 = rollout(policy, plan, condition.to(policy.device), noise, chunk=chunk).x0
     slot = plan.tree.slot[plan.tree.leaves()]
@@ -100,3 +100,10 @@ def evaluate(
         check_scored(np.isnan(value).ravel(), list(said))
     found = np.concatenate(features) if features else np.zeros((0, 0))
     return Evaluation(scores=scores, features=found, images=torch.cat(kept)[:shown], failures=tuple(said))
+
+
+def deterministic(sigmas: Float[np.ndarray, " knot"], slots: int, samples: int, solver: str) -> Plan:
+    """Return the plan of `samples` ODE paths a slot, each from a root of its own."""
+    steps = len(sigmas) - 1
+    levels, fanout = [0.0] * steps, [1] * steps
+    return branching(sigmas, slots=slots, fanout=fanout, noise_level=levels, kernel="ode", roots=samples, solver=solver)

@@ -48,7 +48,8 @@ class Line:
     """Leaves without a score, all seeds together."""
     samples: int = 0
     nfe: Mapping[str, float] | None = None
-    """rollout.paper, rollout.edges, rollout.calls, update.edges, update.calls, per leaf."""
+    """rollout.paper, rollout.edges, rollout.calls, update.edges, update.calls, per leaf; and named.old and others, for
+    the policies whose velocities the loss asks."""
     seconds: Mapping[str, float] | None = None
     """Of an iteration, by phase and total: the median over seeds of each cell's median."""
     flops: float | None = None
@@ -70,7 +71,7 @@ class Results:
     """Of the base records: in which features, with which bandwidth, over how many samples."""
 
 
-FLOPS = "model FLOPs of one call × (rollout calls + 3 × update calls), a backward pass counted as two forward passes"
+FLOPS = "model FLOPs of one call × (all calls + 2 × update calls): a backward pass counts as two forward passes"
 
 
 def results(record: SuiteRecord, suite_arms: Sequence[Arm] | None = None) -> Results:
@@ -179,7 +180,9 @@ def _flops(done: Sequence[Result]) -> float | None:
     if any(result["flops_per_call"] <= 0 or result["iterations"] == 0 for result in done):
         return None
     each = [
-        result["flops_per_call"] * (result["calls"]["rollout"] + 3 * result["calls"]["update"]) / result["iterations"]
+        result["flops_per_call"]
+        * (sum(result["calls"].values()) + 2 * result["calls"]["update"])
+        / result["iterations"]
         for result in done
     ]
     return float(np.mean(each))

@@ -19,16 +19,22 @@ NFE = (
     ("update.edges", "NFE update", "edges"),
     ("update.calls", "NFE update", "calls"),
 )
-"""Key, group and title of the cost columns."""
+"""Key, group and title of the cost columns that every report has."""
 
 PHASES = ("rollout", "score", "credit", "update", "other")
+
+
+def nfe_columns(results: Results) -> tuple[tuple[str, str, str], ...]:
+    """Return key, group and title of the cost columns: the usual, and the other policies that some arm's loss asks."""
+    keys = {key for line in results.lines for key in line.nfe or {} if key.startswith("named.")}
+    return (*NFE, *((key, "calls of other policies", key.removeprefix("named.")) for key in sorted(keys)))
 
 
 def scores_grid(results: Results) -> Grid:
     """Return the main table: method, cost, scores with intervals, drift."""
     columns = [
         Column(title="method", numeric=False, code=True),
-        *(Column(title=title, group=group) for _, group, title in NFE),
+        *(Column(title=title, group=group) for _, group, title in nfe_columns(results)),
         Column(title="s / iteration"),
         *(Column(title=metric.name, group=_role(metric), note=_direction(metric)) for metric in _ordered(results)),
         Column(title="KID", group="drift"),
@@ -38,7 +44,9 @@ def scores_grid(results: Results) -> Grid:
     if any(line.failed for line in results.lines):
         columns.append(Column(title="failed leaves"))
     rows = [
-        (*_method(line), *_cost(line), *_score_cells(line, results), *_rest(line), *_failed(line))[: len(columns)]
+        (*_method(line), *_cost(line, results), *_score_cells(line, results), *_rest(line), *_failed(line))[
+            : len(columns)
+        ]
         for line in results.lines
     ]
     return grid(columns, rows)
@@ -59,12 +67,12 @@ def terminal(results: Results) -> list[str]:
     cost = grid(
         [
             Column(title="method", numeric=False),
-            *(Column(title=title, group=group) for _, group, title in NFE),
+            *(Column(title=title, group=group) for _, group, title in nfe_columns(results)),
             Column(title="s/iter"),
             Column(title="KID", group="drift"),
             Column(title="MMD²", group="drift"),
         ],
-        [(line.label, *_cost(line), short(line.kid), short(line.mmd2)) for line in results.lines],
+        [(line.label, *_cost(line, results), short(line.kid), short(line.mmd2)) for line in results.lines],
     )
     kinds = [f"  {kind}" for kind in interval_kinds(results)]
     return [
@@ -175,8 +183,18 @@ def legend(results: Results) -> list[str]:
         "meets no other arm's.",
         "NFE are model evaluations a leaf, rollout and update apart. Paper: T where paths fan out once at most, else "
         "nodes ÷ leaves, root included. Edges: transitions. Calls: forwards that ran, shared ones once.",
+        *_named_note(results),
         "s / iteration: median over iterations, the first dropped, and over seeds.",
         *(_drift(drift) for drift in results.drifts[:1]),
+    ]
+
+
+def _named_note(results: Results) -> list[str]:
+    if len(nfe_columns(results)) == len(NFE):
+        return []
+    return [
+        "Calls of other policies: forwards without gradients, of policies whose velocities a loss compares with. Where "
+        "one equals the live policy, as at the start, its velocity is the live one's and no call is made."
     ]
 
 
@@ -193,7 +211,7 @@ def interval_kinds(results: Results) -> list[str]:
 def results_csv(results: Results) -> str:
     """Return the main table with all digits, one row a line; empty where there is no number."""
     header = ["method", "is_base", "seeds", "unfinished", "failed_leaves", "leaves"]
-    header += [f"nfe_{key.replace('.', '_')}" for key, _, _ in NFE]
+    header += [f"nfe_{key.replace('.', '_')}" for key, _, _ in nfe_columns(results)]
     header += ["seconds_per_iteration", "flops_per_iteration", "peak_memory_bytes", "drift_kid", "drift_mmd2"]
     fields = ("mean", "improvement", "low", "high", "n", "interval", "trained_on", "unit", "higher_is_better")
     header += [f"{metric.name}_{name}" for metric in _ordered(results) for name in fields]
@@ -202,7 +220,7 @@ def results_csv(results: Results) -> str:
 
 def _csv_row(line: Line, results: Results) -> Iterable[object]:
     yield from (line.label, line.is_base, line.seeds, line.unfinished, line.failed, line.samples)
-    yield from ((line.nfe or {}).get(key) for key, _, _ in NFE)
+    yield from ((line.nfe or {}).get(key) for key, _, _ in nfe_columns(results))
     yield from ((line.seconds or {}).get("total"), line.flops, line.peak_memory_bytes, line.kid, line.mmd2)
     for metric in _ordered(results):
         score = line.scores.get(metric.name)
@@ -232,9 +250,9 @@ def _method(line: Line) -> tuple[Cell]:
     return (Cell(text=line.label),)
 
 
-def _cost(line: Line) -> tuple[str, ...]:
-    nfe = line.nfe or {}
-    return (*(trimmed(nfe.get(key)) for key, _, _ in NFE), short((line.seconds or {}).get("total")))
+def _cost(line: Line, results: Results) -> tuple[str, ...]:
+    calls = (trimmed((line.nfe or {}).get(key)) for key, _, _ in nfe_columns(results))
+    return (*calls, short((line.seconds or {}).get("total")))
 
 
 def _score_cells(line: Line, results: Results) -> list[Cell]:

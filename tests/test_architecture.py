@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("bench", "algorithms", "rewards", "eval", "reports")
+PACKAGES = ("bench", "algorithms", "rewards", "eval", "reports", "examples")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate")
 
 # The rings of bench, innermost first. A module imports its own ring and those before it.
@@ -21,6 +21,7 @@ PURE = [
     "batch",
     "contract",
     "cost",
+    "credit",
     "environment",
     "kernel",
     "loss",
@@ -40,23 +41,27 @@ SETUP = [
     "budget",
     "config",
     "data",
+    "describe",
     "hosts",
     "lock",
     "parse",
     "presets",
     "preview",
     "registry",
+    "scaffold",
+    "template",
     "models.catalog",
     "models.source",
 ]
 CELL = ["checkpoint", "judge", "loop"]
 GRID = ["display", "suite", "worker"]
-CHECK = ["conformance", "conformance.cases", "conformance.checks", "conformance.toy"]
+CHECK = ["conformance", "conformance.cases", "conformance.checks", "conformance.run", "conformance.toy"]
 COMMAND = ["run"]
 RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, COMMAND)]
 
 ARITHMETIC = [
     "bench.contract",
+    "bench.credit",
     "bench.loss",
     "bench.noise",
     "bench.plan",
@@ -80,6 +85,7 @@ class Rule:
 
 RULES = (
     Rule(who="algorithms.*", may=(*ARITHMETIC,), never=("*",)),
+    Rule(who="examples.*", may=(*ARITHMETIC,), never=("*",)),
     Rule(who="rewards.*", may=("bench.contract", "bench.embedded", "bench.embedded.world")),
     Rule(
         who="reports.*",
@@ -100,7 +106,9 @@ WITHOUT_TORCH = [
     "config",
     "contract",
     "cost",
+    "credit",
     "data",
+    "describe",
     "display",
     "environment",
     "hosts",
@@ -114,6 +122,7 @@ WITHOUT_TORCH = [
     "record",
     "registry",
     "run",
+    "scaffold",
     "schedule",
     "select",
     "suite",
@@ -122,7 +131,10 @@ WITHOUT_TORCH = [
     "models.source",
 ]
 
-LONGEST = {"algorithms": 140, "bench": 420, "rewards": 420, "eval": 420, "reports": 420, "benchmarks": 420}
+LONGEST: dict[str, int] = {
+    **dict.fromkeys(("algorithms", "examples"), 140),
+    **dict.fromkeys(("bench", "rewards", "eval", "reports", "benchmarks"), 420),
+}
 LONGEST_FUNCTION = 60
 RANDOM = ("random", "numpy.random", "secrets", "torch.Generator", "torch.default_generator")
 RANDOM_CALLS = [

@@ -60,7 +60,7 @@ def a_plan_is_a_forest_with_the_claimed_leaves(subject: Subject) -> None:
         require(c.plan.sigmas[0] == c.ctx.sigmas[0], "a plan's grid starts where the suite's does")
 
 
-def a_slots_plan_is_the_same_alone_or_among_others(subject: Subject) -> None:
+def a_prompts_plan_is_the_same_alone_or_among_others(subject: Subject) -> None:
     """What happens to a prompt does not depend on how many others the iteration has."""
     for c in subject.cases:
         alone, first = c.algorithm.plan(replace(c.ctx, slots=1)), c.plan.tree.slot == 0
@@ -258,7 +258,7 @@ def its_file_is_short(subject: Subject) -> None:
 
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     a_plan_is_a_forest_with_the_claimed_leaves,
-    a_slots_plan_is_the_same_alone_or_among_others,
+    a_prompts_plan_is_the_same_alone_or_among_others,
     a_shift_of_all_rewards_changes_no_advantage,
     advantages_sum_to_zero_where_it_claims_so,
     a_better_image_has_no_smaller_advantage,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toy import context
 
 from bench.cost import Clock, Nfe, mean_nfe, nfe, peak_host_bytes
 from bench.plan import branching, window
@@ -25,7 +26,14 @@ def test_a_tree_costs_its_nodes_edges_and_inner_nodes_a_leaf():
 
 
 def test_papers_count_every_step_of_every_image_where_a_tree_fans_out_at_most_once():
-    chains = window(SIGMAS, slots=1, leaves=3, start=0, size=3, noise_level=0.3, kernel="cps", roots="independent")
+    chains = window(
+        context(sigmas=SIGMAS, slots=1, group_size=3),
+        start=0,
+        size=3,
+        noise_level=0.3,
+        kernel="cps",
+        roots="independent",
+    )
     for plan in (forked([4, 1, 1, 1]), chains):
         assert nfe(plan, trajectory(plan, plan.noise_level > 0)).rollout_paper == 4
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toy import context
 
 from bench.noise import Noise, child_path, keyed
 from bench.plan import branching, star, window
@@ -67,13 +68,13 @@ def test_iterations_and_seeds_share_no_noise():
 def test_root_noise_is_the_same_in_every_arm():
     plans = [
         branch([2, 1, 2, 1, 1, 1]),
-        window(SIGMAS, slots=2, leaves=5, start=2, size=2, noise_level=0.7, kernel="flow_sde"),
-        star(SIGMAS, slots=2, roots=1),
+        window(context(sigmas=SIGMAS, slots=2, group_size=5), start=2, size=2, noise_level=0.7, kernel="flow_sde"),
+        star(context(sigmas=SIGMAS, slots=2, group_size=1)),
     ]
     drawn = [NOISE.roots(plan.tree, plan.coupling, SHAPE) for plan in plans]
     np.testing.assert_array_equal(drawn[0], drawn[1])
     np.testing.assert_array_equal(drawn[0], drawn[2])
-    several = star(SIGMAS, slots=2, roots=4)
+    several = star(context(sigmas=SIGMAS, slots=2, group_size=4))
     np.testing.assert_array_equal(NOISE.roots(several.tree, several.coupling, SHAPE)[::4], drawn[0])
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toy import PROMPTS, ToyPolicy
+from toy import PROMPTS, ToyPolicy, context
 
 from bench import kernel
 from bench.cost import nfe
@@ -40,7 +40,7 @@ def test_no_call_has_more_rows_than_the_micro_batch():
 
 def test_the_deterministic_prefix_of_a_group_is_evaluated_once():
     policy = ToyPolicy()
-    plan = window(SIGMAS, slots=2, leaves=4, start=3, size=2, noise_level=0.7, kernel="flow_sde")
+    plan = window(context(sigmas=SIGMAS, slots=2, group_size=4), start=3, size=2, noise_level=0.7, kernel="flow_sde")
     found = rollout(policy, plan, CONDITION, NOISE, chunk=1000)
     assert policy.calls == [2, 2, 2, 2, 8, 8]
     assert found.calls == 24

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from toy import context
 
-from bench.plan import branching
+from bench.plan import branching, star
 from bench.schedule import shifted_sigmas
-from bench.select import Selection, trainable, trajectory
+from bench.select import Selection, forward, trainable, trajectory
 
 PLAN = branching(
     shifted_sigmas(4, 3.0), slots=2, fanout=[2, 1, 2, 1], noise_level=[0.3, 0.0, 0.3, 0.0], kernel="dance_sde"
@@ -60,3 +61,30 @@ def test_a_selection_whose_parts_disagree_is_refused(change):
     assert len(Selection(**parts).read) == 2
     with pytest.raises((ValueError, TypeError)):  # a shape checker, where one is on, speaks first
         Selection(**parts | change)
+
+
+PATHS = star(context(steps=4, slots=2, group_size=3))
+LEAF = PATHS.tree.leaves()
+
+
+def test_every_image_is_noised_to_every_sigma():
+    chosen = forward(PATHS, LEAF, np.array([[0.9, 0.5]]), shared=False)
+    assert chosen.read.tolist() == np.repeat(LEAF, 2).tolist() == chosen.item_node.tolist()
+    assert chosen.sigma.tolist() == [0.9, 0.5] * 6
+    assert chosen.draw.tolist() == [0, 1, 2, 3, 4, 5] * 2  # a noise of its own within its prompt
+    assert chosen.unit.tolist() == chosen.item_query.tolist() == list(range(12))
+    np.testing.assert_allclose(chosen.weight, 1 / 12)
+
+
+def test_images_may_have_sigmas_of_their_own_and_draws_in_common():
+    chosen = forward(PATHS, LEAF, np.linspace(0.1, 0.9, 12).reshape(6, 2), shared=True, together=True)
+    np.testing.assert_allclose(chosen.sigma, np.linspace(0.1, 0.9, 12))
+    assert chosen.draw.tolist() == [0, 1] * 6
+    assert chosen.unit.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+def test_a_failed_image_moves_no_others_noise():
+    every, some = (forward(PATHS, leaf, np.array([[0.9, 0.5]]), shared=False) for leaf in (LEAF, LEAF[[0, 2, 4]]))
+    kept = np.isin(every.read, LEAF[[0, 2, 4]])
+    np.testing.assert_array_equal(some.draw, every.draw[kept])
+    np.testing.assert_allclose(some.weight, every.weight[kept])

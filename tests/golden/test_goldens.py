@@ -155,6 +155,12 @@ def test_flow_grpos_advantage_with_the_prompts_own_std_is_normalisation_with_ddo
     np.testing.assert_allclose(found, GOLDEN["stat_global_False"], rtol=0, atol=MEAN)
 
 
+def test_flow_grpos_advantage_with_the_std_of_all_images():
+    reward, prompt = np.array([1.0, 2, 3, 5, 8, 13]), np.array([0, 1, 0, 1, 0, 1])
+    found = normalize(reward, prompt, spread=np.zeros(6, int), ddof=0, eps=1e-4)
+    np.testing.assert_allclose(found, GOLDEN["stat_global_True"], rtol=0, atol=MEAN)
+
+
 def starts(algorithm: Mix, every: int, count: int) -> list[int]:
     return [algorithm.window_start(context(i * every, steps=25)) for i in range(count)]
 

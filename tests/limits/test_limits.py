@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,16 @@ import pytest
 import torch
 from toy import PROMPTS, RecordingSGD, ToyPolicy, context, iteration_of, trainer
 
+from algorithms.awm import Awm
 from algorithms.branch import Branch
 from algorithms.dance import Dance
+from algorithms.flow import Flow
+from algorithms.flow_fast import FlowFast
+from algorithms.guard import Guard
+from algorithms.mix import ARMS as MIX_ARMS
 from algorithms.mix import Mix
+from algorithms.nft import Nft
+from algorithms.tempflow import TempFlow
 from bench.contract import Algorithm, Context
 from bench.update import Iteration, update
 
@@ -22,7 +30,7 @@ SAME: dict[str, Any] = {"kernel": "flow_sde", "eta": 0.7, "clip": 1e-3}
 def made(algorithm: Algorithm, ctx: Context) -> tuple[Iteration, list[torch.Tensor]]:
     policy = ToyPolicy()
     it = iteration_of(policy, algorithm, ctx, policy.encode(PROMPTS[: ctx.slots]))
-    t = trainer(policy)
+    t = trainer(policy, needs=algorithm.needs)
     update(t, algorithm, it, updates=ctx.slots, chunk=7, anchor="rollout", clip=1e-3)
     assert isinstance(t.optimizer, RecordingSGD)
     return it, t.optimizer.seen
@@ -32,7 +40,8 @@ def assert_the_same(one: Algorithm, other: Algorithm, ctx: Context = CTX) -> Non
     (a, gradients), (b, others) = made(one, ctx), made(other, ctx)
     for name in ("parent", "depth", "slot", "offset"):
         np.testing.assert_array_equal(getattr(a.plan.tree, name), getattr(b.plan.tree, name))
-    for name in ("sigmas", "noise_level", "coupling", "noise_scale"):
+    np.testing.assert_allclose(a.plan.sigmas, b.plan.sigmas, rtol=0, atol=1e-12)
+    for name in ("noise_level", "coupling", "noise_scale"):
         np.testing.assert_array_equal(getattr(a.plan, name), getattr(b.plan, name))
     assert (a.plan.kernel, a.plan.solver, a.plan.policy) == (b.plan.kernel, b.plan.solver, b.plan.policy)
     assert torch.equal(a.rollout.x0, b.rollout.x0)
@@ -86,3 +95,97 @@ def test_path_weights_at_beta_1_are_not_uniform():
     path, _ = made(Branch(fusion="path", **splits), ctx)
     uniform, _ = made(Branch(fusion="uniform", **splits), ctx)
     assert np.abs(path.advantage - uniform.advantage).max() > 1e-6
+
+
+LIKE_DANCE: dict[str, Any] = {**SAME, "std": "group", "ddof": 1, "eps": 1e-8}
+"""Dance's scope, ddof and eps."""
+
+
+def test_mix_with_a_window_over_all_stochastic_steps_is_flow_with_one_root():
+    """Identity (viii)."""
+    assert_the_same(Mix(window=5, **SAME), Flow(roots="shared", kl=0.0, **LIKE_DANCE), context(slots=3, iteration=40))
+
+
+def test_flow_fast_that_splits_at_step_0_and_is_stochastic_everywhere_is_dance():
+    """Identity (viii)."""
+    assert_the_same(FlowFast(version="split", start=0, window=5, **LIKE_DANCE), Dance(tf=1.0, **SAME))
+
+
+def test_flow_fast_without_a_shared_prefix_and_a_window_over_all_steps_is_flow():
+    assert_the_same(FlowFast(version="window", start=0, window=5, **SAME), Flow(kl=0.0, **SAME))
+
+
+def test_a_kl_of_any_weight_has_no_gradient_while_the_policy_is_its_reference():
+    ctx = context(slots=1, group_size=5)  # one update: the reference is still the live policy
+    assert_the_same(Flow(kl=10.0, **SAME), Flow(kl=0.0, **SAME), ctx)
+
+
+HOSTS = [Dance(**SAME), Mix(**SAME), Branch(splits=(0,), factor=5, **SAME), TempFlow(points=1, **SAME)]
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=lambda host: type(host).__name__)
+def test_guard_with_ratio_normalisation_and_reweighting_off_is_its_host(host):
+    """Identity (viii)."""
+    assert_the_same(Guard(host=host, ratio_norm=False, reweight=False, clip=SAME["clip"]), host)
+
+
+def test_guard_is_not_its_host():
+    ctx = context(slots=1, group_size=5)
+    _, (guarded,) = made(Guard(host=Dance(**SAME), ratio_norm=False), ctx)
+    _, (plain,) = made(Dance(**SAME), ctx)
+    assert not torch.allclose(guarded, plain, rtol=0.5)
+
+
+def test_mix_flash_of_first_order_that_leaves_out_no_step_is_mix():
+    flash = replace(MIX_ARMS["mix-flash"], tail="euler", tail_ratio=1.0, tau=25, **SAME)
+    for iteration in (0, 30):
+        assert_the_same(flash, Mix(**SAME), context(steps=8, slots=2, iteration=iteration))
+
+
+def test_tempflow_at_one_step_is_mix_with_a_window_of_one():
+    ctx = context(slots=3, group_size=5, train_steps=(2,))
+    assert_the_same(TempFlow(points=1, **SAME), Mix(window=1, strategy="frozen", start=2, **SAME), ctx)
+
+
+def test_branch_with_one_split_at_one_step_is_tempflow_there():
+    ctx = context(slots=3, group_size=5, train_steps=(0,))
+    branch = Branch(splits=(0,), factor=5, s=float("inf"), mix=True, window=1, **SAME)
+    assert_the_same(branch, TempFlow(points=1, **SAME), ctx)
+
+
+def test_nft_with_rewards_of_one_half_has_no_policy_gradient_at_the_old_policy():
+    _, (gradient,) = at_advantage(Nft(kl=0.0), 0.0)
+    _, (other,) = at_advantage(Nft(kl=0.0), 1.0)
+    assert float(gradient.abs().max()) < 1e-6 * float(other.abs().max())
+
+
+def test_awm_on_policy_is_reward_weighted_flow_matching():
+    awm = Awm(weighting="uniform", kl=0.0, kl_ema=0.0)
+    policy = ToyPolicy()
+    it = iteration_of(policy, awm, CTX, policy.encode(PROMPTS[:3]))
+    t = trainer(policy, needs=awm.needs)
+    update(t, awm, it, updates=1, chunk=7, anchor="rollout", clip=None)
+    assert isinstance(t.optimizer, RecordingSGD)
+
+    policy, s, loss = ToyPolicy(), it.selection, torch.zeros(())
+    for query, (leaf, sigma, draw) in enumerate(zip(s.read.tolist(), s.sigma.tolist(), s.draw.tolist(), strict=True)):
+        slot, row = int(it.plan.tree.slot[leaf]), int(it.plan.tree.first_leaf()[leaf])
+        image = it.rollout.x0[row : row + 1]
+        eps = torch.from_numpy(it.noise.forward(np.array([slot]), np.array([draw]), image.shape[1:]))
+        noised = (1 - sigma) * image + sigma * eps
+        v = policy.velocity(noised, torch.tensor([sigma]), it.condition.rows(torch.tensor([slot])))
+        loss = loss + s.weight[query] * it.advantage[leaf] * (v - (eps - image)).square().mean()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(t.optimizer.seen[0], expected, rtol=1e-4, atol=1e-6)
+
+
+def at_advantage(algorithm: Algorithm, advantage: float) -> tuple[Iteration, list[torch.Tensor]]:
+    """Return the gradient of a first update in which every image has the same advantage."""
+    policy = ToyPolicy()
+    it = iteration_of(policy, algorithm, CTX, policy.encode(PROMPTS[:3]))
+    it = replace(it, advantage=np.full(len(it.advantage), advantage))
+    t = trainer(policy, needs=algorithm.needs)
+    update(t, algorithm, it, updates=1, chunk=7, anchor="rollout", clip=None)
+    assert isinstance(t.optimizer, RecordingSGD)
+    return it, t.optimizer.seen

@@ -9,7 +9,7 @@ from oracle.walk import walk
 from toy import PROMPTS, ToyPolicy, context
 
 from bench.noise import Noise
-from bench.plan import Plan, branching, star, tail, trunk, window
+from bench.plan import Plan, branching, star, trunk, window, with_tail
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 from bench.tree import Tree
@@ -50,9 +50,8 @@ def own_levels() -> Plan:
 
 def flash(ratio: float) -> Plan:
     """A window of SDE steps, then multistep steps whose history begins in it."""
-    ctx = context(steps=8)
-    sigmas, solver = tail(ctx, first=3, ratio=ratio, solver="dpm")
-    return window(sigmas, slots=2, leaves=3, start=1, size=2, noise_level=0.7, kernel="flow_sde", solver=solver)
+    ctx = with_tail(context(steps=8, slots=2, group_size=3), first=3, ratio=ratio, solver="dpm")
+    return window(ctx, start=1, size=2, noise_level=0.7, kernel="flow_sde")
 
 
 PLANS = {
@@ -61,13 +60,13 @@ PLANS = {
     "cps": lambda: tree("cps", 0.8),
     "dpm2m": lambda: tree("dance_sde", 1.0, solver="dpm2m"),
     "dpm2m-window": lambda: window(
-        SIGMAS, slots=2, leaves=3, start=2, size=1, noise_level=0.7, kernel="flow_sde", solver="dpm2m"
+        context(slots=2, group_size=3, solver="dpm2m"), start=2, size=1, noise_level=0.7, kernel="flow_sde"
     ),
-    "dpm2m-alone": lambda: star(SIGMAS, slots=2, roots=2, solver="dpm2m"),
+    "dpm2m-alone": lambda: star(context(slots=2, group_size=2, solver="dpm2m")),
     "independent": lambda: window(
-        SIGMAS, slots=3, leaves=2, start=1, size=3, noise_level=0.5, kernel="dance_sde", roots="independent"
+        context(slots=3, group_size=2), start=1, size=3, noise_level=0.5, kernel="dance_sde", roots="independent"
     ),
-    "trunk": lambda: trunk(SIGMAS, slots=2, roots=2, at=[0, 2, 3], factor=2, noise_level=0.5, kernel="flow_sde"),
+    "trunk": lambda: trunk(context(slots=2), roots=2, at=[0, 2, 3], factor=2, noise_level=0.5, kernel="flow_sde"),
     "flash": lambda: flash(ratio=0.5),
     "own-levels": own_levels,
 }

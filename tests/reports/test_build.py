@@ -141,7 +141,7 @@ def test_every_section_is_there(report):
         "Metrics",
     ):
         assert re.search(rf"<h[23]>{part}</h[23]>", text), part
-    assert "model FLOPs of one call × (rollout calls + 3 × update calls)" in text
+    assert "model FLOPs of one call × (all calls + 2 × update calls)" in text
     assert "context for our numbers" in text
     assert "packages.torch" in text
     assert "no face found" in text

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 import pytest
-from toy import GaussianPolicy
+from toy import GaussianPolicy, context
 
 from bench.noise import Noise
 from bench.plan import Plan, branching, star, window
@@ -77,7 +77,9 @@ def levels_of(level: float) -> list[float]:
 
 @pytest.mark.parametrize(("kernel", "level"), SAMPLERS)
 def test_a_chains_leaf_has_the_closed_forms_mean_and_variance(kernel, level):
-    plan = window(SIGMAS, slots=1, leaves=1, start=0, size=len(SIGMAS) - 2, noise_level=level, kernel=kernel)
+    plan = window(
+        context(sigmas=SIGMAS, slots=1, group_size=1), start=0, size=len(SIGMAS) - 2, noise_level=level, kernel=kernel
+    )
     assert_moments(sampled(plan)[0], *moments(kernel, levels_of(level)))
 
 
@@ -115,7 +117,7 @@ def test_leaves_covary_by_what_their_paths_share():
 
 
 def test_a_window_of_noise_in_a_deterministic_path_has_the_closed_forms_moments():
-    plan = window(SIGMAS, slots=1, leaves=2, start=2, size=3, noise_level=0.7, kernel="flow_sde")
+    plan = window(context(sigmas=SIGMAS, slots=1, group_size=2), start=2, size=3, noise_level=0.7, kernel="flow_sde")
     levels = [0.7 if 2 <= k < 5 else 0.0 for k in range(8)]
     for leaf in sampled(plan, seed=3):
         assert_moments(leaf, *moments("flow_sde", levels))
@@ -123,7 +125,7 @@ def test_a_window_of_noise_in_a_deterministic_path_has_the_closed_forms_moments(
 
 def test_the_multistep_solver_maps_noise_to_images_by_the_closed_forms_line_and_better_than_euler():
     """Every latent is k z + l with z the root's noise; so is every clean prediction, and the solver mixes two."""
-    plan = star(SIGMAS, slots=1, roots=1, solver="dpm2m")
+    plan = star(context(sigmas=SIGMAS, slots=1, group_size=1, solver="dpm2m"))
     start = Noise(seed=0, iteration=0).roots(plan.tree, plan.coupling, (DIMENSIONS,))[0]
     at, before = np.array([1.0, 0.0]), None  # (k, l)
     lam = [-math.inf, *(math.log((1 - s) / s) for s in SIGMAS[1:-1].tolist()), math.inf]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from bench import record
+from bench.budget import spent
+from reports.build import build
 
 
 @pytest.fixture
@@ -92,3 +95,19 @@ def test_a_cell_without_its_result_is_not_done(tmp_path):
     assert not record.is_done(tmp_path, "abc")
     (tmp_path / "result.json").write_text("{}")
     assert record.is_done(tmp_path, "abc")
+
+
+def test_records_of_the_first_version_are_read_and_reported(tmp_path):
+    """tests/suite/records/v1 was written by version 0.1.0, and must load for ever."""
+    first = record.read_suite(Path(__file__).parent / "records" / "v1")
+    assert [cell.config["arm"] for cell in first.cells] == ["branch", "dance"]
+    results = [cell.result for cell in first.cells]
+    assert all(result is not None and result["version"] == 1 for result in results)
+    assert [len(cell.rows) for cell in first.cells] == [2, 2]
+    built = build(Path(__file__).parent / "records" / "v1", tmp_path)
+    assert any("dance" in line and "9.0625" in line for line in built.lines)
+
+
+def test_a_row_of_the_first_version_counts_its_calls():
+    rows = list(record.read_rows(next((Path(__file__).parent / "records" / "v1").glob("dance-*")) / "metrics.jsonl"))
+    assert spent(rows, "calls") == 2 * (290 + 3 * 98)

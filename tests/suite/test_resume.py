@@ -17,13 +17,24 @@ from algorithms.dance import Dance
 
 
 class Hungry(Dance):
-    \"\"\"Its noise grows with what it remembers, so that a lost memory shows.\"\"\"
+    \"\"\"Its noise grows with what it remembers, its loss looks at all policies: a lost one shows.\"\"\"
 
     def plan(self, ctx):
         return Dance.plan(dataclasses.replace(self, eta=0.5 + 0.1 * ctx.memory.get("seen", 0)), ctx)
 
-    def remember(self, plan, outcome, ctx):
+    def remember(self, plan, outcomes, ctx):
         return {"seen": ctx.memory.get("seen", 0) + 1}
+
+    @property
+    def needs(self):
+        return frozenset({"old", "reference", "ema"})
+
+    def decay(self, ctx):
+        return {"old": 0.5, "ema": 0.9}
+
+    def loss(self, batch, velocity):
+        apart = sum(((velocity["live"] - velocity[name]) ** 2).mean() for name in sorted(self.needs))
+        return Dance.loss(self, batch, velocity) + apart
 
 
 ARMS = {"hungry": Hungry(eta=0.5)}

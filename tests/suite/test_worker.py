@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny import Zygote, facts, job
 
 from bench import record
+from bench.preview import planned
 from bench.suite import Suite, failures
 
 LOSS_RAISES = """
@@ -231,3 +232,51 @@ def same(saved: dict[str, torch.Tensor], values: list[torch.Tensor]) -> bool:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+FIELD = ("flow", "flow-fast", "flow-fast-window", "mix-flash", "tempflow", "guard", "nft", "vgrpo", "awm", "ddpo")
+"""The arms whose rollouts, objectives or policies are of a kind that the first three have not."""
+
+
+@pytest.fixture(scope="module")
+def field(make, zygote: Zygote) -> Suite:
+    """A finished suite of those arms, with two updates an iteration."""
+    suite = make(",".join(FIELD), updates_per_iteration=2, iterations=3, checkpoint_every=1, **{"tempflow.points": 2})
+    assert zygote.run(job(suite)) == [[0]]
+    return suite
+
+
+@pytest.mark.parametrize("arm", FIELD)
+def test_an_arm_of_any_kind_trains_and_costs_what_was_planned(field: Suite, arm):
+    (cell,) = [cell for cell in field.cells if cell.arm == arm]
+    done = record.read_cell(field.folder / cell.folder)
+    assert done.result is not None
+    assert len(done.rows) == 3
+    assert all(row["grad_norm"] > 0 for row in done.rows)
+    leaves, cost = sum(row["samples"] for row in done.rows), planned(cell).cost
+    calls = done.result["calls"]
+    assert calls["rollout"] == pytest.approx(cost.rollout_calls * leaves)
+    assert calls["update"] == pytest.approx(cost.update_calls * leaves)
+    policies = {name: count / leaves for name, count in calls.items() if name not in ("rollout", "update", "anchor")}
+    assert policies == pytest.approx(dict(cost.named_calls))
+    assert done.result["nfe"]["named"] == pytest.approx(dict(cost.named_calls))
+
+
+def test_what_an_algorithm_remembers_is_in_the_checkpoint(field: Suite):
+    (cell,) = [cell for cell in field.cells if cell.arm == "ddpo"]
+    newest = max((field.folder / cell.folder / "checkpoints").glob("*.pt"))
+    memory = torch.load(newest, weights_only=True)["memory"]
+    assert list(memory) == ["soft"]
+    assert sum(map(len, memory["soft"].values())) == 3 * 2 * 4  # iterations, prompts, images
+
+
+def test_a_host_is_in_the_record_with_its_settings_and_its_deviations(field: Suite):
+    (cell,) = [cell for cell in field.cells if cell.arm == "guard"]
+    done = record.read_cell(field.folder / cell.folder)
+    assert done.result is not None
+    host = done.result["algorithm"]["host"]
+    assert (host["family"], host["kl"], host["std"]) == ("flow", 0.0, "group")
+    assert done.config["algorithm"]["host"] == host
+    assert any(line.startswith("flow: ") for line in done.result["info"]["deviations"])
+    assert done.result["effective"]["clip"] == 2e-6
+    assert done.result["effective"]["eta"] == 1.0  # the suite's, which the host has
