@@ -108,8 +108,9 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     ctx = cell.context(iteration, chosen, memory)
     noise = Noise(seed=cell.seed, iteration=iteration)
     plan = algorithm.plan(ctx)
+    keep = plan.stochastic_steps() & set(ctx.train_steps)
     with clock.phase("rollout"), sampling(trainer, plan.policy):
-        rolled = rollout(parts.policy, plan, condition, noise, keep=ctx.train_steps, chunk=shared.micro_batch)
+        rolled = rollout(parts.policy, plan, condition, noise, keep=keep, chunk=shared.micro_batch)
     check_finite(iteration, float(rolled.x0.abs().max()), "latents")
     with clock.phase("score"):
         slot = plan.tree.slot[plan.tree.leaves()]

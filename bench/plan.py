@@ -53,6 +53,10 @@ class Plan:
         """Return the number of denoising steps T."""
         return len(self.sigmas) - 1
 
+    def stochastic_steps(self) -> set[int]:
+        """Return the steps at which some edge has noise: those that can be trained as transitions."""
+        return set((self.tree.depth[self.noise_level > 0] - 1).tolist())
+
     def std(self) -> Float[np.ndarray, " node"]:
         """Return the std of the noise of each node's incoming edge, over the full step, as `bench.kernel` has it."""
         return noise_std(self.kernel, self.sigmas, np.maximum(self.tree.depth, 1) - 1, self.noise_level)
