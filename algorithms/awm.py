@@ -34,13 +34,14 @@ class Awm(Algorithm):
         reference="scxue/advantage_weighted_matching@be51372",
         deviations=(
             "rollouts are the suite's ODE; the code's SA-Solver adds noise in mid-path for some rewards",
+            "times are of the whole grid, as published: the suite's train_steps speaks of transitions",
             "times are the same for all images of an iteration; in the code, for those of a micro-batch",
             "guidance is the suite's; the code samples and trains without",
             "losses are float32, the code's float64",
             "the first two iterations are trained; the code skips them",
         ),
         owns=frozenset({"clip"}),
-        claims=frozenset({"group_size", "zero_sum"}),
+        claims=frozenset({"group_size"}),
     )
 
     draws: int = 6
@@ -78,7 +79,7 @@ class Awm(Algorithm):
     def select(self, plan: Plan, outcome: Outcome, advantage: Float[np.ndarray, " node"], ctx: Context) -> Selection:
         """Every scored image at the same few times, strata of the grid's first nine tenths but for pure noise."""
         uniform = keyed(ctx.seed, "select", ctx.iteration).random(self.draws)
-        sigma = ctx.sigmas[stratified(uniform, range(1, int(0.9 * ctx.steps) + 1))]
+        sigma = ctx.sigmas[stratified(uniform, range(1, max(2, int(0.9 * ctx.steps))))]
         return forward(plan, outcome.leaf[~np.isnan(outcome.reward)], sigma[None], shared=False)
 
     def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
@@ -106,8 +107,8 @@ class Awm(Algorithm):
         }[self.weighting]()
 
     def decay(self, ctx: Context) -> Mapping[str, float]:
-        """The average follows ever more slowly; the old policy is the iteration's first."""
-        return {"ema": min(0.3, 0.001 * ctx.iteration)}
+        """The average follows ever more slowly, by optimiser steps; the old policy is the iteration's first."""
+        return {"ema": min(0.3, 0.001 * ctx.optimizer_steps)}
 
 
 ARMS = {"awm": Awm()}

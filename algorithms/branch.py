@@ -41,7 +41,7 @@ class Branch(Algorithm):
             "the last step is never trained: its noise cannot reach the image that is scored",
             "optimiser steps are the suite's updates_per_iteration; the code takes one every 12 edges, 36 an iteration",
         ),
-        owns=frozenset({"kernel", "eta"}),
+        owns=frozenset({"kernel", "eta", "steps", "solver"}),
     )
 
     splits: Literal["dense", "mixed", "sparse"] | tuple[int, ...] = "dense"

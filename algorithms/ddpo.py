@@ -45,8 +45,8 @@ class Ddpo(Algorithm):
     clip: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not 2 <= self.at_least <= self.buffer:
-            raise ValueError("at_least is from 2 to buffer")
+        if not 2 <= self.at_least <= self.buffer or self.eps < 0:
+            raise ValueError("at_least is from 2 to buffer, and eps not negative")
 
     def plan(self, ctx: Context) -> Plan:
         """Independent roots, SDE everywhere but on the last step."""

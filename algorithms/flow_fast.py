@@ -28,7 +28,9 @@ class FlowFast(Algorithm):
         paper="Flow-GRPO: Training Flow Matching Models via Online RL, arXiv 2505.05470; Fast is of its code alone",
         reference="yifan123/flow_grpo@7fa84b6 (version=split), yifan123/flow_grpo@3d02fd9 (version=window)",
         deviations=(
-            "the window is drawn anew every iteration, the same for all prompts; the first code draws one and keeps it",
+            "the window is drawn anew every iteration, for all prompts, among those whose steps the suite trains;"
+            " the first code draws one and keeps it",
+            "under CPS the log-prob is the true Gaussian's; the code's, which its clip is for, leaves out 1/(2 s^2)",
             "a group has one window; in the second code its images, on several processes, have windows of their own",
             "a group is one tree of K = group_size branches; the first code has mini-groups of 9",
             "the image is the clean prediction of the last step, as for every arm here",
@@ -41,9 +43,9 @@ class FlowFast(Algorithm):
     window: int = 2
     """Steps that are stochastic and trained."""
     start: int | None = None
-    """Where the window stands; none draws it among those that end by `until`."""
+    """Where the window stands; none draws it anew every iteration."""
     until: float = 0.5
-    """Fraction of the path that windows are drawn in."""
+    """Fraction of the path by which a drawn window starts (split) or ends (window)."""
     std: Literal["global", "group"] = "global"
     """Whose std normalises: of all images of the iteration, or of the prompt's."""
     ddof: int = 0
@@ -60,8 +62,12 @@ class FlowFast(Algorithm):
         """Return the first step of this iteration's window."""
         if self.start is not None:
             return self.start
-        last = min(int(ctx.steps * self.until), ctx.steps - 1) - self.window
-        return int(keyed(ctx.seed, "select", ctx.iteration).integers(max(last, 0) + 1))
+        last = int(ctx.steps * self.until) - (self.window if self.version == "window" else 0)
+        trained = set(ctx.train_steps)
+        starts = [k for k in range(last + 1) if trained.issuperset(range(k, k + self.window))]
+        if not starts:
+            raise ValueError(f"no window of {self.window} trained steps starts in the first {self.until:g} of the path")
+        return starts[int(keyed(ctx.seed, "select", ctx.iteration).integers(len(starts)))]
 
     def plan(self, ctx: Context) -> Plan:
         """An ODE but for the window; the group splits where it starts, or has been apart from its roots on."""

@@ -43,18 +43,22 @@ class Guard(Algorithm):
     """Whether a step's loss is divided by its length."""
     clip: float = 2e-6
 
+    def __post_init__(self) -> None:
+        if isinstance(self.host, Guard):
+            raise ValueError("a guard on a guard would be the outer one alone")
+
     @property
     def needs(self) -> frozenset[str]:
-        """The edges' noise, from which the old mean is had."""
-        return self.host.needs | {"noise"}
+        """The edges' noise, from which the old mean is had, where the ratio is normalised."""
+        return self.host.needs | ({"noise"} if self.ratio_norm else frozenset())
 
     def plan(self, ctx: Context) -> Plan:
         """The host's; it must have stochastic steps, and no penalty, which this loss would drop."""
         plan = self.host.plan(ctx)
-        if self.host.needs & POLICIES or not (plan.noise_level > 0).any():
-            raise ValueError(
-                "guard takes the place of a clipped surrogate of transitions alone: choose a host without KL"
-            )
+        if not (plan.noise_level > 0).any():
+            raise ValueError("guard normalises the ratio of transitions, and its host has none: choose one with an SDE")
+        if self.host.needs & POLICIES:
+            raise ValueError("guard takes the place of a clipped surrogate alone: choose a host without KL")
         return plan
 
     def credit(self, plan: Plan, outcome: Outcome, ctx: Context) -> Float[np.ndarray, " node"]:

@@ -40,7 +40,7 @@ class Mix(Algorithm):
             "the image is the clean prediction of the last step, as for every arm here",
             "Flash takes ceil(ratio * n) steps after the window and ends at 0; its code one or two fewer",
         ),
-        owns=frozenset({"kernel", "eta"}),
+        owns=frozenset({"kernel", "eta", "steps", "solver"}),
     )
 
     window: int = 4

@@ -31,6 +31,7 @@ class VGrpo(Algorithm):
         reference="none: tang-bd/v-grpo could not be had; from the paper and notes about it",
         deviations=(
             "scope, ddof and eps of the std are not published: the prompt's group, unbiased, 1e-8",
+            "times are of the whole grid, as published: the suite's train_steps speaks of transitions",
             "times are drawn anew every iteration, the same for all prompts; the paper says: for the group",
             "noise is shared by the images of a prompt; the code shares it between prompts too",
             "on the first of an iteration's updates the old policy is the live one, and asks for no pass",

@@ -25,7 +25,7 @@ class Batch:
     target: Float[Tensor, "item *latent"]
     """The child latent as stored; for a forward-process item, the leaf."""
     noise: Float[Tensor, "item *latent"] | None
-    """The standard normal that led to each target; only for an algorithm whose `needs` has "noise"."""
+    """(target - old mean) / std of each item, a standard normal; only for an algorithm whose `needs` has "noise"."""
     noise_level: Float[Tensor, " item"]
     log_prob_old: Float[Tensor, " item"]
     advantage: Float[Tensor, " item"]
@@ -41,9 +41,9 @@ class Batch:
     def over_unit(self, value: Float[Tensor, " item"]) -> Float[Tensor, " item"]:
         """Return the mean of `value` over the items of each item's unit."""
         _, unit = self.unit[self.item_query].unique(return_inverse=True)
+        count = unit.bincount(minlength=len(value)).clamp(min=1).to(value.device)  # on the CPU: it waits for no device
         unit = unit.to(value.device)
-        total = value.new_zeros(len(value)).index_add(0, unit, value)
-        return (total / unit.bincount(minlength=len(value)).clamp(min=1))[unit]
+        return (value.new_zeros(len(value)).index_add(0, unit, value) / count)[unit]
 
     def transition(self, velocity: Float[Tensor, "query *latent"]) -> kernel.Gaussian:
         """Return each item's transition under `velocity`: children of one parent share its velocity."""

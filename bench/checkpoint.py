@@ -59,7 +59,7 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
         average.copy_(value)
     for name, policy in trainer.named.items():
         weights, policy.is_live = state["named"][name]
-        for weight, value in zip(policy.weights, weights, strict=True):
-            weight.copy_(value)
+        devices = [parameter.device for parameter in trainer.parameters()]
+        policy.weights = weights and [w.to(device) for w, device in zip(weights, devices, strict=True)]
     trainer.optimizer_steps = state["optimizer_steps"]
     return state["iterations"], state["memory"]

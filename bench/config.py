@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 from bench.budget import Budget
 from bench.contract import HANDED_DOWN, OWNABLE, Algorithm, Context, Memory, Named
-from bench.hosts import code, family, host_fields, hosts, info_record, restored, settings, with_hosts
+from bench.hosts import code, family, host_fields, hosts, info_record, is_of_family, restored, settings, with_hosts
 from bench.parse import field_types, key_value, replaced, split_top
+from bench.plan import Plan
 from bench.registry import InputError, Registry, nearest
 from bench.schedule import shifted_sigmas
 
@@ -129,6 +130,10 @@ class Shared:
             raise ValueError(
                 f"weight_decay={self.weight_decay} is not negative: decay shrinks weights, never grows them"
             )
+        if self.features and self.eval_prompts * self.eval_samples < 2:
+            raise ValueError(
+                "drift needs two images or more: raise eval_prompts or eval_samples, or set features= empty"
+            )
         if not self.rewards:
             raise ValueError("rewards: name at least one, as in --rewards soft")
 
@@ -161,7 +166,16 @@ class Cell:
 
     @property
     def effective(self) -> dict[str, Any]:
-        """Return the shared keys as this arm runs them; None for one that has no meaning for it."""
+        """Return the shared keys as this arm runs them, by its settings and first plan; None where one means nothing.
+
+        Raises:
+            ValueError: if the algorithm has no plan for these settings.
+        """
+        return self.keys | as_planned(self.algorithm.plan(self.context(0, (0,), {})))
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """Return the shared keys with those that this arm sets itself; None for one that has no meaning for it."""
         both = [settings(algorithm) for algorithm in (*reversed(hosts(self.algorithm)), self.algorithm)]
         own = {key: value for part in both for key, value in part.items() if key in OWNABLE}
         without = dict.fromkeys(HANDED_DOWN - own.keys())
@@ -169,19 +183,34 @@ class Cell:
 
     def context(self, iteration: int, prompts: Sequence[int], memory: Memory) -> Context:
         """Return what the cell's algorithm may know at an iteration of these prompts, one a slot."""
-        effective = self.effective
+        keys = self.keys
         return Context(
             iteration=iteration,
             seed=self.seed,
-            sigmas=shifted_sigmas(effective["steps"], self.shared.shift),
+            sigmas=shifted_sigmas(keys["steps"], self.shared.shift),
             slots=len(prompts),
             group_size=self.shared.group_size,
-            train_steps=tuple(effective["train_steps"] or range(effective["steps"] - 1)),
+            train_steps=tuple(keys["train_steps"] or range(keys["steps"] - 1)),
             shift=self.shared.shift,
-            solver=effective["solver"],
+            solver=keys["solver"],
+            updates=self.shared.updates_per_iteration,
             prompts=tuple(prompts),
             memory=memory,
         )
+
+
+def as_planned(plan: Plan) -> dict[str, Any]:
+    """Return the shared keys that a plan decides: how paths start, in how many steps and by which solvers they go.
+
+    Paths without noise have no transitions, and so no steps that `train_steps` could name.
+    """
+    ode = plan.tree.depth[(plan.noise_level == 0) & (plan.tree.depth > 0)] - 1
+    known = {
+        "roots": "independent" if plan.tree.offset[1] > 1 else "shared",
+        "steps": plan.steps,
+        "solver": ", ".join(dict.fromkeys(plan.solver[step] for step in sorted(set(ode.tolist())))),
+    }
+    return known if plan.stochastic_steps() else known | {"train_steps": None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +258,8 @@ def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any
     """
     base: Algorithm = algorithms.get(spec.algo)
     own: dict[str, Any] = {}
-    for source in (layers.get(family(base), {}), layers.get(spec.algo, {}), spec.changes):
+    of_family = layers.get(family(base), {}) if is_of_family(base, algorithms) else {}
+    for source in (of_family, layers.get(spec.algo, {}), spec.changes):
         own |= source
     below = {
         key: resolve(host_spec(spec.label, key, own.pop(key, value)), shared, layers, algorithms)

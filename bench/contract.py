@@ -45,6 +45,9 @@ algorithm says (`Algorithm.decay`)."""
 NEEDS = POLICIES | {"noise"}
 """What a loss may ask for: velocities of other policies, the noise of its edges."""
 
+CHOICES = ("plan", "credit", "select", "loss")
+"""What an algorithm must define."""
+
 CLAIMS = frozenset({"group_size", "zero_sum", "policy_gradient"})
 """What an algorithm may claim, and is held to: `group_size` leaves a slot; leaves' advantages that sum to zero over an
 iteration; a first update that is the policy gradient of the selected edges."""
@@ -91,7 +94,14 @@ class Context:
     """Of ODE steps, as the suite has it; or one a step."""
     prompts: tuple[int, ...] = ()
     """Each slot's prompt, as its number in the training set."""
+    updates: int = 1
+    """Optimiser steps an iteration."""
     memory: Memory = field(default_factory=dict)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Return the optimiser steps that will have been taken when this iteration ends."""
+        return (self.iteration + 1) * self.updates
 
     @property
     def steps(self) -> int:
@@ -161,6 +171,43 @@ class Algorithm(Protocol):
         Values are JSON, so keys are text.
         """
         return ctx.memory
+
+
+def checked_plan(plan: Any) -> Plan:
+    """Return what `plan` returned, if it is one; else raise TypeError."""
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan returned {_spoken(plan)}; a Plan is wanted")
+    return plan
+
+
+def checked_credit(advantage: Any, plan: Plan) -> Float[np.ndarray, " node"]:
+    """Return what `credit` returned, if it is one number a node; else raise TypeError."""
+    if not isinstance(advantage, np.ndarray) or advantage.shape != (len(plan.tree),):
+        nodes, leaves = len(plan.tree), len(plan.tree.leaves())
+        wanted = f"one number a node ({nodes}) is wanted; bench.tree.fuse makes them of one a leaf ({leaves})"
+        raise TypeError(f"credit returned {_spoken(advantage)}; {wanted}")
+    return advantage
+
+
+def checked_selection(selection: Any) -> Selection:
+    """Return what `select` returned, if it is a selection; else raise TypeError."""
+    if not isinstance(selection, Selection):
+        raise TypeError(f"select returned {_spoken(selection)}; a Selection is wanted")
+    return selection
+
+
+def checked_decay(decay: Any) -> Mapping[str, float]:
+    """Return what `decay` returned, if it maps policies that move to numbers in [0, 1]; else raise TypeError."""
+    if not isinstance(decay, Mapping) or not decay.keys() <= POLICIES - {"reference"}:
+        raise TypeError(f"decay returned {_spoken(decay)}; a mapping of 'old', 'ema' or both is wanted")
+    if not all(0 <= keep <= 1 for keep in decay.values()):
+        raise TypeError(f"decay returned {dict(decay)}; what a policy keeps of itself lies in [0, 1]")
+    return decay
+
+
+def _spoken(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"an array of shape {shape}" if shape is not None else f"{str(value)[:80]}" if value else repr(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from bench.contract import Algorithm, Named
 from bench.parse import field_types, replaced
-from bench.registry import Registry
+from bench.registry import InputError, Registry
 
 
 def host_fields(algorithm: Algorithm) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def hosts(algorithm: Algorithm) -> list[Algorithm]:
 def settings(algorithm: Algorithm) -> dict[str, Any]:
     """Return an algorithm's hyper-parameters as plain values; of one it builds on, its family's name too."""
     below = {
-        key: host.name if isinstance(host, Named) else {"family": family(host)} | settings(host)
+        key: host.name if isinstance(host, Named) else {"class": class_of(host)} | settings(host)
         for key, host in host_fields(algorithm).items()
     }
     own = {key: getattr(algorithm, key) for key in field_types(type(algorithm)) if key not in below}
@@ -44,21 +44,38 @@ def restored(values: Mapping[str, Any], base: Algorithm, algorithms: Registry, w
     own = dict(values)
     below = {key: own.pop(key) for key in host_fields(base)}
     hosts = {
-        key: restored(inner, of_family(inner.pop("family"), algorithms), algorithms, where)
+        key: restored(inner, of_class(inner.pop("class"), algorithms), algorithms, where)
         for key, inner in ((key, dict(inner)) for key, inner in below.items())
     }
     return replaced(with_hosts(base, hosts), own, where)
 
 
-def of_family(name: str, algorithms: Registry) -> Algorithm:
-    """Return an algorithm of a family."""
-    found = next((value for value in algorithms.values.values() if family(value) == name), None)
-    return algorithms.get(name) if found is None else found
+def class_of(algorithm: Algorithm) -> str:
+    """Return the full name of an algorithm's class: packages may have classes of one name."""
+    return f"{type(algorithm).__module__}.{type(algorithm).__qualname__}"
+
+
+def of_class(name: str, algorithms: Registry) -> Algorithm:
+    """Return the first algorithm of a class: its family's defaults.
+
+    Raises:
+        InputError: if none is registered.
+    """
+    for value in algorithms.values.values():
+        if class_of(value) == name:
+            return value
+    raise InputError(f"no algorithm of class {name} is installed; name its file with --plugin")
 
 
 def family(algorithm: Algorithm) -> str:
     """Return the name that an algorithm's variants have in common: its class's, in lower case."""
     return type(algorithm).__name__.lower()
+
+
+def is_of_family(algorithm: Algorithm, algorithms: Registry) -> bool:
+    """Return whether settings under the family's name are meant for it: no arm of another class has that name."""
+    named = algorithms.values.get(family(algorithm))
+    return named is None or class_of(named) == class_of(algorithm)
 
 
 def info_record(algorithm: Algorithm) -> dict[str, Any]:

@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from bench import checkpoint, record
 from bench.budget import exhausted
 from bench.config import Cell, Shared
-from bench.contract import POLICIES, Memory, Reward
+from bench.contract import POLICIES, Memory, Reward, checked_decay
 from bench.cost import Clock, forget_host_peak, nfe, peak_host_bytes
 from bench.data import of_iteration
-from bench.named import NamedPolicy, exchanged, follow
+from bench.named import NamedPolicy, exchanged, follow, keep
 from bench.noise import Noise
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
@@ -55,10 +55,7 @@ def make_trainer(parts: Parts) -> Trainer:
         ema_decay=shared.ema,
         max_grad_norm=shared.max_grad_norm,
         ema=[p.detach().clone() for p in parameters] if shared.ema else [],
-        named={
-            name: NamedPolicy(weights=[p.detach().clone() for p in parameters])
-            for name in sorted(parts.cell.algorithm.needs & POLICIES)
-        },
+        named={name: NamedPolicy() for name in sorted(parts.cell.algorithm.needs & POLICIES)},
     )
 
 
@@ -108,9 +105,9 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     ctx = cell.context(iteration, chosen, memory)
     noise = Noise(seed=cell.seed, iteration=iteration)
     plan = algorithm.plan(ctx)
-    keep = plan.stochastic_steps() & set(ctx.train_steps)
     with clock.phase("rollout"), sampling(trainer, plan.policy):
-        rolled = rollout(parts.policy, plan, condition, noise, keep=keep, chunk=shared.micro_batch)
+        trained = plan.stochastic_steps() & set(ctx.train_steps)
+        rolled = rollout(parts.policy, plan, condition, noise, keep=trained, chunk=shared.micro_batch)
     check_finite(iteration, float(rolled.x0.abs().max()), "latents")
     with clock.phase("score"):
         slot = plan.tree.slot[plan.tree.leaves()]
@@ -127,7 +124,9 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
         it = Iteration(
             plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
         )
-        clip = None if "clip" in algorithm.info.owns else cell.effective["clip"]
+        clip = None if "clip" in algorithm.info.owns else cell.keys["clip"]
+        decay = checked_decay(algorithm.decay(ctx))
+        keep(trainer.parameters(), trainer.named, decay)
         updated = update(
             trainer,
             algorithm,
@@ -137,7 +136,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
             anchor=shared.anchor,
             clip=clip,
         )
-        follow(trainer.parameters(), trainer.named, algorithm.decay(ctx))
+        follow(trainer.parameters(), trainer.named, decay)
     check_finite(iteration, updated.loss + updated.grad_norm, "loss or gradient")
     cost = nfe(plan, selection, parts.policy.calls_per_velocity, updated.named_calls)
     row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)

@@ -249,6 +249,8 @@ def with_tail(ctx: Context, *, first: int, ratio: float, solver: str) -> Context
 
     dpm is the multistep DPM-Solver++(2M), whose history begins with the clean prediction of the step before `first`.
     """
+    if first >= ctx.steps:
+        raise ValueError(f"no step is left for a tail: the last stochastic one is {first - 1} of {ctx.steps} steps")
     steps = max(1, math.ceil((ctx.steps - first) * ratio - 1e-9))  # 5 * .6 is 3, also in floating point
     named = {"euler": "euler", "dpm": "dpm2m"}[solver]
     return replace(

@@ -13,9 +13,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from bench import record
+from bench import contract, record
 from bench.config import Cell, settings
-from bench.contract import NEEDS, POLICIES, Outcome
+from bench.contract import (
+    CHOICES,
+    NEEDS,
+    POLICIES,
+    Algorithm,
+    Outcome,
+    checked_credit,
+    checked_decay,
+    checked_plan,
+    checked_selection,
+)
 from bench.cost import Nfe, mean_nfe, nfe
 from bench.environment import cpu_name
 from bench.plan import Plan
@@ -53,19 +63,19 @@ def planned(cell: Cell) -> Planned:
     for iteration in range(cell.shared.iterations):
         ctx = cell.context(iteration, (0,), memory)
         try:
-            plan = cell.algorithm.plan(ctx)
+            plan = checked_plan(cell.algorithm.plan(ctx))
             check_claims(cell, plan)
             outcome = made_up_outcome(plan)
-            advantage = np.nan_to_num(cell.algorithm.credit(plan, outcome, ctx))
-            selection = cell.algorithm.select(plan, outcome, advantage, ctx)
+            advantage = np.nan_to_num(checked_credit(cell.algorithm.credit(plan, outcome, ctx), plan))
+            selection = checked_selection(cell.algorithm.select(plan, outcome, advantage, ctx))
             memory = cell.algorithm.remember(plan, {outcome.name: outcome}, ctx)
-            decay = cell.algorithm.decay(ctx)
+            decay = checked_decay(cell.algorithm.decay(ctx))
         except ValueError as error:
             raise InputError(f"{cell.arm}: {error}") from error
-        except Exception as error:  # an algorithm may be anyone's code
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{frame.filename}:{frame.lineno}"
-            raise InputError(f"{cell.arm}: {type(error).__name__}: {error} ({where})") from error
+        except TypeError as error:
+            raise InputError(f"{cell.arm}: {error}{_place(error)}") from error
+        except (Exception, SystemExit) as error:  # an algorithm may be anyone's code
+            raise InputError(f"{cell.arm}: {type(error).__name__}: {error}{_place(error)}") from error
         if not len(selection.item_node):
             raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={ctx.train_steps}")
         first_shard = len(selection.read) / cell.shared.updates_per_iteration
@@ -86,8 +96,19 @@ def planned(cell: Cell) -> Planned:
     return Planned(cost=mean_nfe(costs), leaves=leaves, deeds=deeds.hexdigest())
 
 
+def _place(error: BaseException) -> str:
+    """Return the file and line of the last frame that is not this module's."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in (__file__, contract.__file__)]
+    return f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+
+
 def check_needs(cell: Cell) -> None:
-    """Raise InputError if an algorithm needs what there is not."""
+    """Raise InputError if an algorithm lacks a choice, or needs what there is not."""
+    lacking = [name for name in CHOICES if getattr(type(cell.algorithm), name) is getattr(Algorithm, name)]
+    if lacking:
+        raise InputError(f"{cell.arm} has no method {lacking[0]}: an algorithm is {', '.join(CHOICES)}")
+    if not isinstance(cell.algorithm.needs, frozenset):
+        raise InputError(f"{cell.arm}: needs is a property that returns a frozenset, as in frozenset({{'old'}})")
     unknown = cell.algorithm.needs - NEEDS
     if unknown:
         raise InputError(f"{cell.arm} needs {sorted(unknown)}; an algorithm may need {sorted(NEEDS)}")

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,8 +141,16 @@ def _contained(said: str = "") -> Iterator[None]:
     except InputError as error:
         raise InputError(f"{said}{' '.join(str(error).split())}") from error
     except BaseException as error:
-        last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
-        raise InputError(f"{said}{last}") from error
+        raise InputError(f"{said}{_in_a_line(error)}") from error
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Return an error's type, message and place, on one line."""
+    if isinstance(error, SyntaxError):
+        return f"SyntaxError: {error.msg} ({error.filename}:{error.lineno})"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames and frames[-1].filename != __file__ else ""
+    return f"{' '.join(''.join(traceback.format_exception_only(error)).split())}{place}"
 
 
 def _plugins(kind: str, module: ModuleType, *, required: bool = False) -> Mapping[str, Any]:
@@ -157,8 +166,10 @@ def _plugins(kind: str, module: ModuleType, *, required: bool = False) -> Mappin
     if not isinstance(found, Mapping):
         raise InputError(f"{mapping} must be a mapping of names to plugins")
     for name, value in found.items():
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{mapping} has {name!r} for a name; text is wanted")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name) or name == "all":
+            raise InputError(
+                f"{mapping} has {name!r} for a name; letters, digits and hyphens are wanted, as in my-grpo"
+            )
         if not _is_one(kind, value):
             raise InputError(f"{name!r} is no {WANTED[kind]}")
     return dict(found)

@@ -26,7 +26,7 @@ from bench.config import (
     weights,
 )
 from bench.data import load_prompts
-from bench.hosts import family, of_family, settings
+from bench.hosts import class_of, of_class, settings
 from bench.models.catalog import ModelEntry
 from bench.models.source import check_side, entry_of, model_digest, resolve_model
 from bench.parse import field_types, key_value, replaced
@@ -304,7 +304,7 @@ def list_plugins(words: Sequence[str]) -> int:
     algorithms, rewards, models = (load(kind, args.plugin) for kind in ("algorithms", "rewards", "models"))
     print("algorithms")
     for name, value in algorithms.values.items():
-        mine, base = settings(value), settings(of_family(family(value), algorithms))
+        mine, base = settings(value), settings(of_class(class_of(value), algorithms))
         how = ", ".join(f"{key}={mine[key]}" for key in mine if mine[key] != base[key])
         print(f"  {name:24} {value.info.paper}{f' [{how}]' if how else ''}")
     print("rewards")

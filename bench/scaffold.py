@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from importlib.util import find_spec
+from keyword import iskeyword
 from pathlib import Path
 
 from bench.registry import InputError, load
@@ -18,21 +21,34 @@ def new_algorithm(name: str, folder: Path) -> Path:
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise InputError(f"{name!r} is no name for an algorithm: small letters, digits and hyphens, as in my-grpo")
+    module, text = name.replace("-", "_"), TEMPLATE.read_text(encoding="utf-8")
+    if (folder / f"{module}.py").exists():
+        raise InputError(f"{folder / f'{module}.py'} exists; delete it or choose another name")
+    if iskeyword(module) or find_spec(module) is not None or class_name(name) in names_in(text):
+        raise InputError(
+            f"{name!r}: a file {module}.py would hide a module or a class of that name; choose another name"
+        )
     known = load("algorithms")
     if name in known.values:
         raise InputError(f"{name!r} is taken, by {known.origins[name]}; choose another name")
-    file = folder / f"{name.replace('-', '_')}.py"
-    text = TEMPLATE.read_text(encoding="utf-8")
+    file = folder / f"{module}.py"
     for placeholder, word in (("TEMPLATE", name), ("Template", class_name(name)), ("template", name)):
         text = text.replace(placeholder, word)
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
-    except FileExistsError as error:
-        raise InputError(f"{file} exists; delete it or choose another name") from error
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}") from error
     return file
+
+
+def names_in(text: str) -> set[str]:
+    """Return the names that a module imports or defines."""
+    nodes = list(ast.walk(ast.parse(text)))
+    imported = {
+        alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    return imported | {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 def class_name(name: str) -> str:

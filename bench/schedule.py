@@ -41,8 +41,9 @@ def respaced(sigmas: Float[np.ndarray, " knot"], shift: float, first: int, steps
 
 def stratified(draw: Float[np.ndarray, " draw"], choices: Sequence[int]) -> Int[np.ndarray, " draw"]:
     """Return one of `choices` from each of as many equal strata of them as there are uniform numbers `draw`."""
-    at = (np.arange(len(draw)) + draw) / len(draw) * len(choices)
-    return np.asarray(choices)[np.minimum(at.astype(int), len(choices) - 1)]
+    edge = np.linspace(0, len(choices), len(draw) + 1).astype(int)
+    low, high = edge[:-1], np.maximum(edge[1:], edge[:-1] + 1)  # more strata than choices: some choices serve twice
+    return np.asarray(choices)[np.minimum(low + (draw * (high - low)).astype(int), high - 1)]
 
 
 def _shifted(time: np.ndarray, shift: float) -> np.ndarray:

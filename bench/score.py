@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.contract import Algorithm, Context, Outcome, Reward
+from bench.contract import Algorithm, Context, Outcome, Reward, checked_credit
 from bench.plan import Plan
 from bench.policy import Policy, in_chunks
 
@@ -118,5 +118,6 @@ def advantages(
 
     Weights sum to 1. NaN, a node without a scored leaf, is 0.
     """
-    advantage = np.sum([weight.get(n, 1.0) * algorithm.credit(plan, o, ctx) for n, o in judged.items()], axis=0)
+    parts = {n: checked_credit(algorithm.credit(plan, outcome, ctx), plan) for n, outcome in judged.items()}
+    advantage = np.sum([weight.get(n, 1.0) * part for n, part in parts.items()], axis=0)
     return np.clip(np.nan_to_num(advantage, nan=0.0), -adv_clip, adv_clip)

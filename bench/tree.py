@@ -168,6 +168,8 @@ def normalize(
     The sources disagree on scope, `ddof` and `eps`, so the caller states all three. NaN values are left out of the
     statistics and stay NaN; a segment with too few values for a std gives 0.
     """
+    if ddof not in (0, 1) or not 0 <= eps < np.inf:
+        raise ValueError(f"ddof={ddof}, eps={eps}: ddof is 0 or 1, and eps a number from 0 on")
     valid = ~np.isnan(value)
     centred, _ = _deviation(value, segment, ddof)
     _, std = _deviation(value, segment if spread is None else spread, ddof)

@@ -172,7 +172,9 @@ def update(
     slot = it.plan.tree.slot[it.selection.read]
     parts = [np.flatnonzero(np.isin(slot, s)) for s in shards(it.noise, len(np.unique(it.plan.tree.slot)), updates)]
     old, anchor_calls = it.rollout.log_prob, 0
-    if anchor == "recompute" and updates > 1 and (it.plan.noise_level[it.selection.item_node] > 0).all():
+    on_policy = it.plan.policy == "live" or trainer.named[it.plan.policy].is_live
+    transitions = bool((it.plan.noise_level[it.selection.item_node] > 0).all())
+    if anchor == "recompute" and updates > 1 and on_policy and transitions:
         old, anchor_calls = recomputed(trainer.policy, it, np.concatenate(parts[1:]), chunk)
     named, named_calls = named_velocities(trainer, it, parts, algorithm.needs & POLICIES, chunk)
     losses, norms, drifts, ratios, calls = [], [], [], [], 0
@@ -181,18 +183,40 @@ def update(
             batch = build_batch(it, query, old, float(updates), algorithm.needs)
             live = evaluate(trainer.policy, it, query, batch.x, batch.sigma)
             calls += len(live)
-            if bool((batch.noise_level > 0).all()):
+            if transitions:
                 new = batch.log_prob(live.detach())
-                if shard == 0:
+                if shard == 0 and on_policy:
                     drifts.append((new - batch.log_prob_old).abs().max())
-                    batch = replace(batch, log_prob_old=new)  # on policy: the ratio is 1, whatever rounding says
+                    batch = anchored(batch, live.detach())
                 ratios.append(new - batch.log_prob_old)
             known = {name: live.detach() if trainer.named[name].is_live else v[query] for name, v in named.items()}
-            loss = algorithm.loss(batch, {"live": live} | known)
+            loss = checked_loss(algorithm.loss(batch, {"live": live} | known))
             trainer.accelerator.backward(loss)
             losses.append(loss.detach())
         norms.append(trainer.step())
     return _statistics(losses, norms, drifts, ratios, clip, (calls, anchor_calls, named_calls))
+
+
+def checked_loss(loss: object) -> Tensor:
+    """Return what `loss` returned, if it can be minimised; else raise TypeError."""
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        kind = (
+            f"a tensor of shape {tuple(loss.shape)}"
+            if isinstance(loss, Tensor) and loss.ndim
+            else "one without gradient"
+        )
+        raise TypeError(
+            f"loss returned {kind if isinstance(loss, Tensor) else loss}; a scalar with a gradient is wanted"
+        )
+    return loss
+
+
+def anchored(batch: Batch, velocity: Float[Tensor, "query *latent"]) -> Batch:
+    """Return the batch as if `velocity` had sampled it: on policy the ratio is 1, whatever rounding says."""
+    step = batch.transition(velocity)
+    std = step.std.to(batch.x.device).view(-1, *[1] * (batch.x.ndim - 1))
+    noise = None if batch.noise is None else (batch.target - step.mean) / std
+    return replace(batch, log_prob_old=step.log_prob(batch.target), noise=noise)
 
 
 @torch.no_grad()
@@ -255,9 +279,10 @@ def _inputs(it: Iteration, read: np.ndarray, draw: np.ndarray, sigma: np.ndarray
 
 
 def _edge_noise(it: Iteration, node: np.ndarray) -> Tensor:
-    # Keyed, so that it need not be kept: the same draw as in the rollout.
+    # Keyed, so that it need not be kept: the same draw as in the rollout, in units of the std that is scored.
     x = it.rollout.x0
-    return torch.from_numpy(it.noise.edges(it.plan.tree, node, it.plan.coupling, x.shape[1:])).to(x.device)
+    scale = it.plan.noise_scale[node].astype(np.float32).reshape(-1, *[1] * (x.ndim - 1))
+    return torch.from_numpy(scale * it.noise.edges(it.plan.tree, node, it.plan.coupling, x.shape[1:])).to(x.device)
 
 
 def _leaf_latent(it: Iteration, leaf: np.ndarray) -> Tensor:

@@ -51,7 +51,7 @@ class Worker:
         files = [Path(p) for p in config["plugins"]]
         cell, rewards = cell_from_record(config, load("algorithms", files)), load("rewards", files)
         record.write_json(folder / "environment.json", environment(_device_name(self.device), torch.get_num_threads()))
-        policy = self.policy(replace(cell.shared, guidance=cell.effective["guidance"]), files)
+        policy = self.policy(replace(cell.shared, guidance=cell.keys["guidance"]), files)
         judges = self.judges(cell.shared, rewards, policy)
         self.base(cell, judges, wait=False)
         parts = self.parts(cell, rewards, policy)

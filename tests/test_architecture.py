@@ -55,7 +55,16 @@ SETUP = [
 ]
 CELL = ["checkpoint", "judge", "loop"]
 GRID = ["display", "suite", "worker"]
-CHECK = ["conformance", "conformance.cases", "conformance.checks", "conformance.run", "conformance.toy"]
+CHECK = [
+    "conformance",
+    "conformance.cases",
+    "conformance.checks",
+    "conformance.choices",
+    "conformance.run",
+    "conformance.statements",
+    "conformance.toy",
+    "conformance.training",
+]
 COMMAND = ["run"]
 RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, COMMAND)]
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bench.config import Cell, Shared, make_cell, parse_arms, resolve
-from bench.contract import Algorithm, Context, Outcome
+from bench.contract import Algorithm, Context, Outcome, checked_credit
 from bench.plan import Plan
-from bench.preview import made_up_log_prob, planned
+from bench.preview import check_needs, made_up_log_prob, planned
 from bench.registry import InputError, Registry, load
 from bench.select import Selection
 
@@ -64,6 +64,7 @@ class Subject:
         Raises:
             InputError: if there is none, with the last reason.
         """
+        check_needs(self.cell(*SHAPES[0]))
         found, why = [], None
         for steps, group in SHAPES:
             cell = self.cell(steps, group)
@@ -74,7 +75,9 @@ class Subject:
                 continue
             found.append(case(cell))
         if not found:
-            raise InputError(f"{self.arm} has a plan for none of (T, G) = {SHAPES}: {why}")
+            raise InputError(
+                f"{why}; so at every one of {len(SHAPES)} horizons and group sizes, T x G from 6x2 to 20x16"
+            )
         return tuple(found)
 
     @property
@@ -90,7 +93,7 @@ def case(cell: Cell, reward: np.ndarray | None = None) -> Case:
     leaf = plan.tree.leaves()
     known = np.sin(1.7 * np.arange(1.0, len(leaf) + 1)) if reward is None else reward
     outcome = Outcome(log_prob=made_up_log_prob(plan), reward=known, leaf=leaf)
-    advantage = np.nan_to_num(cell.algorithm.credit(plan, outcome, ctx))
+    advantage = np.nan_to_num(checked_credit(cell.algorithm.credit(plan, outcome, ctx), plan))
     selection = cell.algorithm.select(plan, outcome, advantage, ctx)
     return Case(cell=cell, ctx=ctx, plan=plan, outcome=outcome, advantage=advantage, selection=selection)
 

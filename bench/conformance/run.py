@@ -6,7 +6,8 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from bench.conformance.cases import Subject
-from bench.conformance.checks import CHECKS, ContractError
+from bench.conformance.checks import CHECKS
+from bench.conformance.statements import ContractError
 from bench.registry import InputError
 
 

@@ -107,12 +107,10 @@ def trainer(
         apart: how far those stand from the live policy, in every weight; at 0 they are the live one.
     """
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    named = {
-        name: NamedPolicy(
-            weights=[p.detach() + apart * normal(*p.shape, key=10 + at) for p in parameters], is_live=not apart
-        )
-        for at, name in enumerate(sorted(POLICIES & set(needs)))
-    }
+    named = {name: NamedPolicy() for name in sorted(POLICIES & set(needs))}
+    for at, held in enumerate(named.values() if apart else ()):
+        held.weights = [p.detach() + apart * normal(*p.shape, key=10 + at) for p in parameters]
+        held.is_live = False
     return Trainer(
         policy=policy,
         accelerator=Accelerator(cpu=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from algorithms.mix import ARMS as MIX
 from algorithms.tempflow import TempFlow
 from bench.contract import Algorithm, Batch, Outcome
 from bench.plan import Plan
-from bench.update import build_batch
+from bench.update import anchored, build_batch
 
 CTX = context(steps=6, slots=2, group_size=4)
 
@@ -72,11 +73,18 @@ def test_flow_normalises_by_the_prompts_mean_and_the_std_of_all():
     np.testing.assert_allclose(found, (reward - mean) / (reward.std() + 1e-4))
 
 
-def test_a_fast_window_is_drawn_within_the_first_half_and_the_same_for_all():
-    starts = [FlowFast(window=3).window_start(context(steps=10, iteration=i)) for i in range(200)]
-    assert set(starts) == {0, 1, 2}
-    assert min(np.bincount(starts)) > 40
+def test_a_fast_window_is_drawn_in_the_first_half_among_trained_steps():
+    def starts(version: Literal["split", "window"], **more) -> list[int]:
+        fast = FlowFast(version=version, window=3)
+        return [fast.window_start(context(steps=10, iteration=i, **more)) for i in range(300)]
+
+    assert set(starts("split")) == {0, 1, 2, 3, 4, 5}  # it starts in the first half, as the code draws it
+    assert set(starts("window")) == {0, 1, 2}  # or lies in it as a whole
+    assert min(np.bincount(starts("window"))) > 70
+    assert set(starts("split", train_steps=(1, 2, 3, 4))) == {1, 2}  # and all of it is trained
     assert FlowFast(start=4).window_start(context(steps=10, iteration=3)) == 4
+    with pytest.raises(ValueError, match="no window of 3 trained steps"):
+        starts("split", train_steps=(0, 1, 5))
 
 
 @pytest.mark.parametrize("version", ["split", "window"])
@@ -182,20 +190,36 @@ def test_guards_loss_is_the_clipped_surrogate_of_the_centred_and_scaled_ratio():
 
 
 def test_guards_ratio_is_centred_where_the_plain_one_is_shifted_below_one():
-    # The mean of log ratios over samples of the old step: -bias before, 0 after.
-    guard = Guard(host=Dance(kernel="flow_sde", eta=0.7))
+    # Weights and advantages of -1: a loss of a clipless surrogate is then the mean ratio.
     policy = ToyPolicy((40, 40))
+    host = Dance(kernel="flow_sde", eta=0.7)
+    guard = Guard(host=host, reweight=False, clip=1e9)
     it = iteration_of(policy, guard, CTX, policy.encode(PROMPTS[:2]))
     batch = build_batch(it, np.arange(len(it.selection.read)), it.rollout.log_prob, 1.0, guard.needs)
+    n = len(batch.target)
+    batch = replace(batch, advantage=-torch.ones(n), weight=torch.full((n,), 1 / n))
     with torch.no_grad():
         slot = torch.from_numpy(it.plan.tree.slot[it.selection.read])
         old = policy.velocity(batch.x, batch.sigma, it.condition.rows(slot))
-    moved = old + 0.5 * normal(*old.shape, key=9)
-    plain = batch.log_prob(moved) - batch.log_prob_old
-    step = batch.transition(moved)
-    bias = (step.mean - batch.transition(old).mean).square().flatten(1).mean(1) / (2 * step.std.square())
-    assert float(plain.mean()) < 0
-    assert abs(float((plain + bias).mean())) < 0.2 * abs(float(plain.mean()))
+    moved = {"live": old + 0.5 * normal(*old.shape, key=9)}
+    plain, centred = (float(a.loss(batch, moved)) for a in (replace(host, clip=1e9), guard))
+    assert plain < 1 - 0.01
+    assert abs(centred - 1) < 0.2 * (1 - plain)
+
+
+def test_guards_first_ratio_is_one_whatever_rounding_did_to_the_velocity():
+    policy, guard = ToyPolicy(), Guard(host=Dance(kernel="flow_sde", eta=0.7), reweight=False)
+    it = iteration_of(policy, guard, CTX, policy.encode(PROMPTS[:2]))
+    batch = build_batch(it, np.arange(len(it.selection.read)), it.rollout.log_prob, 1.0, guard.needs)
+    jittered = normal(*batch.x.shape, key=3)  # anything but the velocity that sampled
+    n = len(batch.target)
+    batch = replace(anchored(batch, jittered), advantage=-torch.ones(n), weight=torch.full((n,), 1 / n))
+    assert float(guard.loss(batch, {"live": jittered})) == pytest.approx(1, abs=1e-7)
+
+
+def test_a_guard_on_a_guard_is_refused():
+    with pytest.raises(ValueError, match="the outer one alone"):
+        Guard(host=Guard(host=Dance()))
 
 
 @pytest.mark.parametrize("host", [Flow(), Flow(kl=0.1)])
@@ -225,3 +249,14 @@ def test_ddpo_remembers_by_reward_and_leaves_failed_images_out():
     memory = ddpo.remember(plan, named, ctx)
     assert memory["a"]["1"] == [1.0, 3, 4, 5, 6, 7, 8]  # one prompt in two slots
     assert memory["b"]["1"] == [2.0, 6, 8, 10, 12, 14, 16]
+
+
+def test_ddpo_compares_a_reward_with_what_that_reward_has_been():
+    ddpo = Ddpo(at_least=5, buffer=6)
+    plan = ddpo.plan(CTX)
+    reward = np.arange(8.0)
+    ctx = replace(CTX, prompts=(0, 1), memory={"a": {"0": [50.0, 60.0]}, "b": {"0": [0.0, 1.0]}})
+    a, b = (ddpo.credit(plan, replace(outcome(plan, reward), name=n), ctx)[plan.tree.leaves()] for n in ("a", "b"))
+    known = np.array([50.0, 60, 0, 1, 2, 3])
+    np.testing.assert_allclose(a[:4], (reward[:4] - known.mean()) / (known.std() + 1e-6))
+    assert not np.allclose(a[:4], b[:4])

@@ -166,7 +166,7 @@ def test_what_an_arm_owns_is_what_it_runs_with() -> None:
 
 
 def test_a_key_that_means_nothing_to_an_arm_is_not_in_its_record() -> None:
-    assert cell("mix", Shared()).effective["roots"] is None
+    assert cell("mix", Shared()).keys["roots"] is None
     assert cell("dance", Shared()).effective["roots"] == "shared"
 
 
@@ -211,7 +211,22 @@ def test_a_context_has_what_the_arm_runs_with():
 def test_effective_keys_are_the_arms_own_where_it_may_differ():
     effective = cell("mix", Shared(lr=3e-4)).effective
     assert (effective["kernel"], effective["eta"], effective["clip"], effective["lr"]) == ("flow_sde", 0.7, 1e-4, 3e-4)
-    assert effective["roots"] is None  # has no meaning for an arm without the choice
+    assert effective["roots"] == "shared"  # no choice of the arm's, but what it does
+
+
+def test_what_a_plan_decides_is_reported_as_it_is():
+    flash = cell("mix-flash", Shared(steps=10)).effective
+    assert (flash["steps"], flash["solver"]) == (7, "dpm2m")
+    nft = cell("nft", Shared(steps=10, train_steps=(0, 1))).effective
+    assert (nft["roots"], nft["solver"], nft["train_steps"]) == ("independent", "dpm2m", None)
+    assert cell("dance", Shared(steps=10, train_steps=(0, 1))).effective["train_steps"] == [0, 1]
+    assert cell("mix", Shared(steps=10, solver="dpm2m")).effective["solver"] == "dpm2m"
+
+
+def test_an_arm_samples_with_the_solver_it_owns():
+    nft = cell("nft", Shared())
+    assert nft.context(0, (0,), {}).solver == "dpm2m"
+    assert set(nft.algorithm.plan(nft.context(0, (0,), {})).solver) == {"dpm2m"}
 
 
 def test_an_algorithm_whose_code_changes_is_another_cell(tmp_path):

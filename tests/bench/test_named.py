@@ -13,7 +13,8 @@ from toy import PROMPTS, ToyPolicy, context, iteration_of, trainer
 from algorithms.dance import Dance
 from algorithms.nft import Nft
 from bench.contract import POLICIES, Batch, Velocity
-from bench.named import exchanged, follow
+from bench.named import exchanged, follow, keep
+from bench.plan import star
 from bench.update import Iteration, shards, update
 
 CTX = context(slots=4)
@@ -23,7 +24,8 @@ def weights(policy: ToyPolicy) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in policy.model.parameters() if p.requires_grad]).clone()
 
 
-def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
+def flat(tensors: list[torch.Tensor] | None) -> torch.Tensor:
+    assert tensors is not None
     return torch.cat([t.flatten() for t in tensors]).clone()
 
 
@@ -52,14 +54,32 @@ def test_a_policy_keeps_what_its_decay_says_and_the_reference_everything(decay):
     t = trainer(policy, needs=POLICIES, apart=0.3)
     before = {name: flat(p.weights) for name, p in t.named.items()}
     follow(t.parameters(), t.named, {"ema": decay, "reference": 0.0})
-    torch.testing.assert_close(flat(t.named["ema"].weights), decay * before["ema"] + (1 - decay) * weights(policy))
-    assert torch.equal(flat(t.named["old"].weights), weights(policy))  # not named: the live policy from here on
+    if decay:
+        torch.testing.assert_close(flat(t.named["ema"].weights), decay * before["ema"] + (1 - decay) * weights(policy))
+    assert t.named["old"].weights is None  # not named: the live policy from here on, with no weights of its own
     assert torch.equal(flat(t.named["reference"].weights), before["reference"])
     assert {name: p.is_live for name, p in t.named.items()} == {
         "ema": decay == 0,
         "old": True,
         "reference": False,
     }
+
+
+def test_weights_are_kept_before_they_move_of_the_policies_that_keep_a_part_of_them():
+    policy = ToyPolicy()
+    t = trainer(policy, needs=POLICIES)
+    start = weights(policy)
+    keep(t.parameters(), t.named, {"ema": 0.75})
+    with torch.no_grad():
+        for parameter in t.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(flat(t.named["reference"].weights), start)
+    assert torch.equal(flat(t.named["ema"].weights), start)
+    assert t.named["old"].weights is None
+    follow(t.parameters(), t.named, {"ema": 0.75})
+    torch.testing.assert_close(flat(t.named["ema"].weights), start + 0.25)
+    keep(t.parameters(), t.named, {"ema": 0.75})  # what is kept is not kept anew
+    torch.testing.assert_close(flat(t.named["ema"].weights), start + 0.25)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +103,7 @@ class AskingOfNoised(Asking):
     """The same, of noised images."""
 
     def plan(self, ctx):
-        return Nft.plan(Nft(), ctx)
+        return star(ctx)
 
     def select(self, plan, outcome, advantage, ctx):
         return Nft.select(Nft(), plan, outcome, advantage, ctx)
@@ -103,7 +123,7 @@ def test_a_loss_is_given_the_velocity_of_each_policy_it_needs(kind, updates):
     policy, algorithm = ToyPolicy(), kind()
     it = made(policy, algorithm)
     t = trainer(policy, needs=algorithm.needs, apart=0.3)
-    kept = {name: [w.clone() for w in p.weights] for name, p in t.named.items()}
+    kept = {name: [w.clone() for w in p.weights or ()] for name, p in t.named.items()}
     updated = update(t, algorithm, it, updates=updates, chunk=5, anchor="rollout", clip=None)
 
     slot_of_query = it.plan.tree.slot[it.selection.read]
@@ -185,3 +205,21 @@ def test_a_failed_prompt_does_not_stop_the_others():
     t = trainer(policy, needs=POLICIES)
     updated = update(t, algorithm, replace(it, selection=less), updates=4, chunk=5, anchor="rollout", clip=None)
     assert updated.calls == keep.sum()
+
+
+def test_the_ratio_of_paths_that_another_policy_sampled_is_not_one():
+    """A plan sampled by the old policy, apart from the live one: the first shard's ratio is the true one."""
+    policy, algorithm = ToyPolicy(), Asking(asked=frozenset({"old"}))
+    it = made(policy, algorithm)
+    it = replace(it, plan=replace(it.plan, policy="old"))
+    t = trainer(policy, needs={"old"}, apart=0.3)
+    with exchanged(t.parameters(), t.named["old"]):
+        it = replace(it, rollout=made(policy, algorithm).rollout)  # of the old weights
+    updated = update(t, algorithm, it, updates=2, chunk=100, anchor="recompute", clip=1e-4)
+    for batch, velocity in algorithm.given[:1]:
+        expected = batch.log_prob(velocity["old"])  # the density of what was sampled, under who sampled it
+        torch.testing.assert_close(batch.log_prob_old, expected, rtol=1e-4, atol=1e-4)
+        assert (batch.log_prob(velocity["live"]) - batch.log_prob_old).abs().max() > 1e-2
+    assert updated.drift is None
+    assert (updated.log_ratio_max or 0) > 1e-2
+    assert updated.anchor_calls == 0

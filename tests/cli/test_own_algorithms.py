@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from bench.conformance import CHECKS
+
 
 def test_a_new_algorithm_is_planned_and_checked_as_it_stands(call):
     written = call(["new-algorithm", "my-grpo"])
@@ -16,7 +18,7 @@ def test_a_new_algorithm_is_planned_and_checked_as_it_stands(call):
     assert json.loads(planned.out)["cells"][0]["nfe"]["update"]["edges"] == 2
     checked = call(["check", "my_grpo.py"])
     assert (checked.status, checked.err) == (0, "")
-    assert checked.out.splitlines()[-1] == "18 checks, all hold"
+    assert checked.out.splitlines()[-1] == f"{len(CHECKS)} checks, all hold"
 
 
 def test_an_arm_can_be_checked_with_its_settings(call):
@@ -40,7 +42,7 @@ def test_a_file_that_breaks_the_contract_is_status_1(call, tmp_path):
         (["check"], "the following arguments are required: target"),
         (["check", "dence"], "unknown algorithm 'dence'; did you mean 'dance'?"),
         (["check", "absent.py"], "absent.py: no such file"),
-        (["check", "branch(splits=[0,1,2,3,4])"], "has a plan for none of"),
+        (["check", "branch(splits=[0,1,2,3,4])"], "so at every one of 12 horizons and group sizes"),
         (["new-algorithm", "dance"], "'dance' is taken, by algorithms.dance"),
         (["new-algorithm", "Mine"], "small letters, digits and hyphens"),
         (["new-algorithm", "mine", "--out", "nowhere"], "cannot be written: No such file"),
@@ -48,7 +50,10 @@ def test_a_file_that_breaks_the_contract_is_status_1(call, tmp_path):
         (["run", "--algos", "guard(host=[dance])"], "an arm is wanted, as in host=dance"),
         (["run", "--algos", "guard(host=branch(s=-1))"], "s and beta are not negative"),
         (["run", "--algos", "guard(host=flow)"], "choose a host without KL"),
-        (["run", "--algos", "guard(host=nft)"], "choose a host without KL"),
+        (["run", "--algos", "guard(host=nft)"], "its host has none: choose one with an SDE"),
+        (["run", "--algos", "flow(eps=-3)"], "ddof is 0 or 1, and eps a number from 0 on"),
+        (["run", "--algos", "mix-flash", "--preset", "paper", "--set", "steps=3"], "no step is left for a tail"),
+        (["run", "--algos", "dance", "--set", "eval_prompts=1", "--set", "eval_samples=1"], "drift needs two images"),
         (["run", "--algos", "guard(kernel=cps)"], "'kernel' is shared by all arms (it may set clip)"),
         (["run", "--algos", "mix(tail=dpmm)"], "did you mean 'dpm'?"),
         (["run", "--algos", "branch(tail=dpm)"], "without mix every step but the last is stochastic"),
@@ -78,3 +83,73 @@ def test_the_costs_of_other_policies_are_in_the_dry_run(call):
     assert "other policies" in said
     assert "reference" in said
     assert "other policies" not in call(["run", "--algos", "dance", "--preset", "quick", "--dry-run"]).out
+
+
+MISTAKES = {
+    "no-return": (
+        "    def credit(self, plan, outcome, ctx):\n        'x'\n",
+        "credit returned None; one number a node",
+    ),
+    "a-leaf": (
+        "    def credit(self, plan, outcome, ctx):\n        'x'\n        return outcome.reward\n",
+        "credit returned an array of shape (16,); one number a node",
+    ),
+    "no-plan": ("    def plan(self, ctx):\n        'x'\n", "plan returned None; a Plan is wanted"),
+    "no-selection": (
+        "    def select(self, plan, outcome, advantage, ctx):\n        'x'\n",
+        "select returned None; a Selection is wanted",
+    ),
+    "needs-no-property": ("    def needs(self):\n        return frozenset()\n", "needs is a property"),
+    "decay-of-a-stranger": ("    def decay(self, ctx):\n        return {'oId': 0.5}\n", "decay returned {'oId': 0.5}"),
+    "exit": (
+        "    def credit(self, plan, outcome, ctx):\n        'x'\n        raise SystemExit(4)\n",
+        "SystemExit: 4 (",
+    ),
+    "key": (
+        "    def credit(self, plan, outcome, ctx):\n        'x'\n        return {}['spread']\n",
+        "KeyError: 'spread' (",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_a_typical_mistake_is_told_in_one_line(call, tmp_path, name, verb):
+    body, says = MISTAKES[name]
+    head = "from dataclasses import dataclass\nfrom algorithms.dance import Dance\n"
+    made = "@dataclass(frozen=True, slots=True, kw_only=True)\nclass Mine(Dance):\n    'Mine.'\n"
+    (tmp_path / "mine.py").write_text(f"{head}{made}{body}\nARMS = {{'mine': Mine()}}\n")
+    words = ["check", "mine.py"] if verb == "check" else ["run", "--algos", "mine", "--plugin", "mine.py", "--dry-run"]
+    answer = call(words)
+    assert answer.status == 2
+    assert says in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_an_algorithm_without_a_choice_is_told_which(call, tmp_path):
+    call(["new-algorithm", "halved"])
+    file = tmp_path / "halved.py"
+    text = file.read_text()
+    file.write_text(text[: text.index("    def loss(")] + "\nARMS = {'halved': Halved()}\n")
+    answer = call(["check", "halved.py"])
+    assert (answer.status, answer.err) == (
+        2,
+        "bench: halved has no method loss: an algorithm is plan, credit, select, loss\n",
+    )
+
+
+def test_hosts_of_one_class_name_in_two_files_are_two(call, tmp_path):
+    for name, sign in (("one", ""), ("two", "-")):
+        call(["new-algorithm", name])
+        file = tmp_path / f"{name}.py"
+        text = file.read_text().replace("return group_relative", f"return {sign}group_relative")
+        file.write_text(
+            text.replace("class One(", "class Rank(")
+            .replace("class Two(", "class Rank(")
+            .replace("One()", "Rank()")
+            .replace("Two()", "Rank()")
+        )
+    plugins = ["--plugin", "one.py", "--plugin", "two.py"]
+    assert call(["list", *plugins]).status == 0
+    good, bad = (call(["check", f"guard(host={name})", *plugins]) for name in ("one", "two"))
+    assert (good.status, bad.status) == (0, 1)

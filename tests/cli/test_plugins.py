@@ -61,7 +61,22 @@ def test_a_file_that_exits_is_wrong_input(tmp_path, call):
     answer = call(["list", "--plugin", "arm.py"])
 
     assert (answer.status, answer.out) == (2, "")
-    assert answer.err == "bench: --plugin arm.py does not load: SystemExit: no licence\n"
+    place = f"({tmp_path / 'arm.py'}:2)"
+    assert answer.err == f"bench: --plugin arm.py does not load: SystemExit: no licence {place}\n"
+
+
+def test_what_a_file_raises_is_told_whole_with_its_place(tmp_path, call):
+    plugin = tmp_path / "arm.py"
+    plugin.write_text("x = (\n")
+    assert f"SyntaxError: '(' was never closed ({plugin.resolve()}:1)" in call(["list", "--plugin", str(plugin)]).err
+    plugin.write_text("\nraise RuntimeError('boom\\nsecond line')\n")
+    assert f"RuntimeError: boom second line ({plugin}:2)" in call(["list", "--plugin", str(plugin)]).err
+
+
+@pytest.mark.parametrize("name", ["", "all", "flow ", "my rank, (x)"])
+def test_an_arm_that_could_not_be_named_is_refused(tmp_path, call, name):
+    (tmp_path / "arm.py").write_text(f"from algorithms.dance import Dance\nARMS = {{{name!r}: Dance()}}\n")
+    assert "for a name; letters, digits and hyphens are wanted" in call(["list", "--plugin", "arm.py"]).err
 
 
 def test_a_file_that_was_interrupted_is_loaded_anew(tmp_path, call):
@@ -196,7 +211,7 @@ def test_a_module_of_the_tree_that_cannot_be_used_hides_no_other(tmp_path, monke
 
     assert "whole-dance" in found.values
     assert found.broken == {
-        "tree_of_arms.raises": "RuntimeError: not yet",
+        "tree_of_arms.raises": f"RuntimeError: not yet ({tree / 'raises.py'}:1)",
         "tree_of_arms.seven": "'seven' is no algorithm; a dataclass's instance with an `info` is wanted",
     }
     assert call(["list"]).err.count("tree_of_arms.") == 2

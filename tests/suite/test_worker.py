@@ -238,10 +238,14 @@ FIELD = ("flow", "flow-fast", "flow-fast-window", "mix-flash", "tempflow", "guar
 """The arms whose rollouts, objectives or policies are of a kind that the first three have not."""
 
 
+FEW = {"tempflow.points": 2, "flow-fast-window.window": 2}
+"""Settings that five steps and four images can have."""
+
+
 @pytest.fixture(scope="module")
 def field(make, zygote: Zygote) -> Suite:
     """A finished suite of those arms, with two updates an iteration."""
-    suite = make(",".join(FIELD), updates_per_iteration=2, iterations=3, checkpoint_every=1, **{"tempflow.points": 2})
+    suite = make(",".join(FIELD), updates_per_iteration=2, iterations=3, checkpoint_every=1, **FEW)
     assert zygote.run(job(suite)) == [[0]]
     return suite
 
@@ -275,7 +279,7 @@ def test_a_host_is_in_the_record_with_its_settings_and_its_deviations(field: Sui
     done = record.read_cell(field.folder / cell.folder)
     assert done.result is not None
     host = done.result["algorithm"]["host"]
-    assert (host["family"], host["kl"], host["std"]) == ("flow", 0.0, "group")
+    assert (host["class"], host["kl"], host["std"]) == ("algorithms.flow.Flow", 0.0, "group")
     assert done.config["algorithm"]["host"] == host
     assert any(line.startswith("flow: ") for line in done.result["info"]["deviations"])
     assert done.result["effective"]["clip"] == 2e-6
