@@ -284,3 +284,31 @@ def test_a_host_is_in_the_record_with_its_settings_and_its_deviations(field: Sui
     assert any(line.startswith("flow: ") for line in done.result["info"]["deviations"])
     assert done.result["effective"]["clip"] == 2e-6
     assert done.result["effective"]["eta"] == 1.0  # the suite's, which the host has
+
+
+FROZEN = """
+from algorithms.nft import Nft
+
+
+class Frozen(Nft):
+    def decay(self, ctx):
+        return {"old": 1.0}
+
+
+ARMS = {"frozen": Frozen()}
+"""
+
+
+def test_paths_are_sampled_by_the_policy_that_the_plan_names(make, zygote: Zygote, tmp_path):
+    """An old policy that keeps all of itself samples the same images however fast the live one learns."""
+    plugin = tmp_path / "frozen_arm.py"
+    plugin.write_text(FROZEN)
+    words = ["--plugin", str(plugin)]
+    suites = [make("frozen,nft", words=words, iterations=4, checkpoint_every=1, lr=lr) for lr in ("1e-2", "1e-4")]
+    assert zygote.run(*map(job, suites)) == [[0], [0]]
+    fast, slow = ({c.arm: facts(suite, at) for at, c in enumerate(suite.cells)} for suite in suites)
+    rewards = {arm: [[row["reward"] for row in side[arm]["rows"]] for side in (fast, slow)] for arm in fast}
+    assert rewards["frozen"][0] == rewards["frozen"][1]
+    assert rewards["nft"][0][0] == rewards["nft"][1][0]
+    assert rewards["nft"][0] != rewards["nft"][1]
+    assert fast["frozen"]["weights"] != slow["frozen"]["weights"]
