@@ -147,8 +147,6 @@ def execute(suite: Suite, jobs: int | None, device: str, alike: Mapping[str, str
     failed = grid.failures(suite)
     for cell, why in failed.items():
         print(f"bench: {cell} failed: {why}", file=sys.stderr)
-    if failed:
-        print(f"bench: tracebacks are in {suite.folder}/*/error.txt", file=sys.stderr)
     if len(failed) < len(suite.cells):
         show_report(suite.folder)
     return 1 if failed else 0
