@@ -13,10 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import numpy as np
-
 from bench.config import Cell, Shared, make_cell, parse_arms, resolve
-from bench.contract import Context, Memory, Named
+from bench.contract import Named
 from bench.cost import Nfe
 from bench.parse import field_types, key_value, replaced, split_top
 from bench.presets import PRESETS
@@ -24,10 +22,6 @@ from bench.preview import planned
 from bench.registry import InputError, Registry, load
 
 PAPER = replace(Shared(), **PRESETS["paper"].shared)
-EVERY = 25
-"""Iterations between those that are planned first, to see whether a cost moves."""
-SETTLED = 6
-"""Planned iterations after which every policy that follows the live one has left it."""
 RULES = ("plan", "credit", "select", "loss", "decay", "remember")
 EXAMPLES = {"guard": ["guard(host=branch)"]}
 """Arm -> others worth showing beside it."""
@@ -46,9 +40,9 @@ the code: edit the docstrings, not the page, and run `python -m bench.describe d
 
 Costs are model calls an image under preset `paper`: T = {PAPER.steps} steps, G = {PAPER.group_size} images a prompt,
 {PAPER.updates_per_iteration} updates an iteration; means over its {PAPER.iterations} iterations, so that a window that
-moves counts with every place it reaches. *Other policies* are forwards without gradients, once these policies have left
-the live one. Where one still equals it, as an `old` of every new iteration does on the first of its updates, the live
-velocity serves. [measures.md](measures.md) defines the columns."""
+moves counts with every place it reaches. *Other policies* are forwards without gradients; where one equals the live
+one, as the reference does at first and an `old` of every new iteration on the first of its updates, the live velocity
+serves. [measures.md](measures.md) defines the columns."""
 READING = """\
 In the equations r is a reward, A an advantage, p a density as the mean over the latent's D dimensions, rho the ratio of
 p to the old policy's, c the clip range, v the velocity. Defaults are the algorithm's; the `kernel`, `eta` and `clip` of
@@ -123,29 +117,9 @@ def cell_of(arm: str, algorithms: Registry, keys: str = "") -> Cell:
 
 
 @cache
-def cost(cell: Cell, every: int = EVERY) -> Nfe:
-    """Return what an image costs, a mean over the iterations; of other policies, after they have left the live one.
-
-    Where the first and all of a dozen iterations cost the same, so do those between them, which are not planned.
-    """
-    count = cell.shared.iterations // every
-    start, whole = over(cell, every, SETTLED), over(cell, every, count)
-    if every > 1 and not np.allclose(calls(start), calls(whole)):
-        return cost(cell, every=1)
-    both = {name: (start.named_calls[name], n) for name, n in whole.named_calls.items()}
-    return replace(whole, named_calls={k: (count * n - SETTLED * m) / (count - SETTLED) for k, (m, n) in both.items()})
-
-
-def over(cell: Cell, every: int, iterations: int) -> Nfe:
-    """Return the mean cost of so many iterations of a cell, `every` iterations apart."""
-    first = cell.context(0, (0,), {})
-
-    class Thinned(Cell):
-        def context(self, iteration: int, prompts: Sequence[int], memory: Memory) -> Context:
-            return replace(first, iteration=iteration * every, slots=len(prompts), memory=memory)
-
-    shorter = replace(cell, shared=replace(cell.shared, iterations=iterations))
-    return planned(Thinned(**{f.name: getattr(shorter, f.name) for f in fields(shorter)})).cost
+def cost(cell: Cell) -> Nfe:
+    """Return what an image costs, a mean over the cell's iterations."""
+    return planned(cell).cost
 
 
 def calls(cost: Nfe) -> list[float]:

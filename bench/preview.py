@@ -6,7 +6,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,9 @@ def planned(cell: Cell) -> Planned:
     costs: list[Nfe] = []
     live = dict.fromkeys(sorted(cell.algorithm.needs & POLICIES), True)
     leaves, memory, deeds = 0, {}, hashlib.sha256(type(cell.algorithm).__qualname__.encode())
+    first = cell.context(0, (0,), memory)
     for iteration in range(cell.shared.iterations):
-        ctx = cell.context(iteration, (0,), memory)
+        ctx = replace(first, iteration=iteration, memory=memory)
         try:
             plan = checked_plan(cell.algorithm.plan(ctx))
             check_claims(cell, plan)

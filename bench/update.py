@@ -228,20 +228,19 @@ def named_velocities(
     One exchange of weights a policy, and full batches. A policy that is the live one at this moment is not evaluated
     on the first shard, whose live velocities serve, and needs no exchange for the others.
     """
-    found: dict[str, Tensor] = {}
-    calls: dict[str, int] = {}
-    for name in sorted(names):
-        policy = trainer.named[name]
-        asked = parts[1:] if policy.is_live else parts
-        queries = np.concatenate(asked) if len(asked) else np.arange(0)
-        velocity = it.rollout.x0.new_empty((len(it.selection.read), *it.rollout.x0.shape[1:]))
+    asked = {name: parts[1:] if trainer.named[name].is_live else parts for name in sorted(names)}
+    found, calls = dict.fromkeys(asked, it.rollout.x0), {name: sum(map(len, to)) for name, to in asked.items()}
+    if not any(calls.values()):
+        return found, calls  # the live velocities serve all
+    selection = it.selection
+    x, _ = _inputs(it, selection.read, selection.draw, selection.sigma)  # drawn once for all of them
+    for name, to in asked.items():
+        policy, queries, found[name] = trainer.named[name], np.concatenate([*to, np.arange(0)]), torch.empty_like(x)
         with nullcontext() if policy.is_live else exchanged(trainer.parameters(), policy):
             for rows in in_chunks(len(queries), chunk) if len(queries) else ():
                 query = queries[rows]
-                sigma = it.selection.sigma[query]
-                x, _ = _inputs(it, it.selection.read[query], it.selection.draw[query], sigma)
-                velocity[torch.from_numpy(query).to(x.device)] = evaluate(trainer.policy, it, query, x, _cpu(sigma))
-        found[name], calls[name] = velocity, len(queries)
+                at = torch.from_numpy(query).to(x.device)
+                found[name][at] = evaluate(trainer.policy, it, query, x[at], _cpu(selection.sigma[query]))
     return found, calls
 
 

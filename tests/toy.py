@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.conformance.cases import rewards_of
 from bench.conformance.toy import (
     PROMPTS,
     RecordingSGD,
@@ -15,7 +16,6 @@ from bench.conformance.toy import (
     ToyPolicy,
     iteration_of,
     normal,
-    rewards_of,
     trainer,
 )
 from bench.contract import Context

@@ -86,12 +86,17 @@ class Subject:
         return self.cases[0]
 
 
+def rewards_of(plan: Plan) -> np.ndarray:
+    """Return distinct rewards of a plan's leaves."""
+    return np.sin(1.7 * np.arange(1.0, len(plan.tree.leaves()) + 1))
+
+
 def case(cell: Cell, reward: np.ndarray | None = None) -> Case:
     """Return a cell's choices after made-up rewards."""
     ctx = cell.context(ITERATION, range(SLOTS), {})
     plan = cell.algorithm.plan(ctx)
     leaf = plan.tree.leaves()
-    known = np.sin(1.7 * np.arange(1.0, len(leaf) + 1)) if reward is None else reward
+    known = rewards_of(plan) if reward is None else reward
     outcome = Outcome(log_prob=made_up_log_prob(plan), reward=known, leaf=leaf)
     advantage = np.nan_to_num(checked_credit(cell.algorithm.credit(plan, outcome, ctx), plan))
     selection = cell.algorithm.select(plan, outcome, advantage, ctx)

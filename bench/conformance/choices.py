@@ -12,7 +12,7 @@ import numpy as np
 from bench.config import cell_from_record, cell_record
 from bench.conformance.cases import SLOTS, Case, Subject, case
 from bench.conformance.statements import ContractError, close, of_transitions, require
-from bench.contract import CHOICES, NEEDS, OWNABLE
+from bench.contract import CHOICES
 from bench.hosts import settings
 from bench.parse import replaced
 from bench.registry import InputError
@@ -208,13 +208,11 @@ def a_cell_is_what_its_record_says(subject: Subject) -> None:
 
 
 def what_a_reader_must_know_is_there(subject: Subject) -> None:
-    """Paper, reference, deviations and what it owns; documented choices; known needs."""
-    algorithm, effective = subject.smallest.algorithm, subject.smallest.cell.effective
+    """Paper, reference and deviations; a documented class and documented choices."""
+    algorithm = subject.smallest.algorithm
     info = algorithm.info
     require(bool(info.paper and info.reference), "info says neither paper nor reference, or only one")
     require(all(len(line) > 20 for line in info.deviations), "a deviation is too short to be understood")
-    require(info.owns <= OWNABLE & effective.keys(), f"it owns {sorted(info.owns)}")
-    require(algorithm.needs <= NEEDS, f"it needs {sorted(algorithm.needs - NEEDS)}; offered are {sorted(NEEDS)}")
     silent = [name for name in CHOICES if not (getattr(type(algorithm), name).__doc__ or "").strip()]
     require(not silent, f"no docstring says the rule of {', '.join(silent)}")
     require(bool((type(algorithm).__doc__ or "").strip()), "its class has no docstring")

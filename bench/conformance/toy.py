@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from bench.conformance.cases import rewards_of
 from bench.contract import POLICIES, Algorithm, Context, Outcome
 from bench.named import NamedPolicy
 from bench.noise import Noise, keyed
-from bench.plan import Plan
 from bench.policy import Condition, Policy
 from bench.rollout import rollout
 from bench.update import Iteration, Trainer
@@ -120,11 +120,6 @@ def trainer(
         ema=[p.detach().clone() for p in parameters] if ema_decay else [],
         named=named,
     )
-
-
-def rewards_of(plan: Plan) -> np.ndarray:
-    """Return distinct rewards of a plan's leaves."""
-    return np.sin(1.7 * np.arange(1.0, len(plan.tree.leaves()) + 1))
 
 
 def iteration_of(

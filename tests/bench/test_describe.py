@@ -19,6 +19,7 @@ ALGORITHMS = in_tree()
 CLASSES = list(dict.fromkeys(map(type, ALGORITHMS.values.values())))
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_code_generates(tmp_path: Path):
     # A process of its own plans at full speed: here the shape of every array would be checked.
     subprocess.run([sys.executable, "-m", "bench.describe", tmp_path / "page.md"], cwd=ROOT, check=True)
