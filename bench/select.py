@@ -90,7 +90,7 @@ def forward(
     node, query = np.repeat(leaf, draws), np.arange(len(leaf) * draws)
     return Selection(
         read=node,
-        sigma=np.broadcast_to(sigma, (len(leaf), draws)).ravel(),
+        sigma=np.broadcast_to(sigma, (len(leaf), draws)).flatten(),
         draw=(first[:, None] + np.arange(draws)).ravel(),
         unit=query // draws if together else query,
         item_query=query,
