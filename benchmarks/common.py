@@ -34,8 +34,8 @@ def parts(args: argparse.Namespace, arm: str) -> Parts:
     import torch
     from transformers.utils import logging
 
+    from bench.arguments import make_suite, run_parser
     from bench.registry import load
-    from bench.run import make_suite, run_parser
     from bench.worker import Worker
 
     logging.disable_progress_bar()

@@ -65,7 +65,7 @@ CHECK = [
     "conformance.toy",
     "conformance.training",
 ]
-COMMAND = ["run"]
+COMMAND = ["arguments", "run"]
 RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, COMMAND)]
 
 ARITHMETIC = [
@@ -111,6 +111,7 @@ ALGORITHMS_MAY_USE = ("numpy", "jaxtyping")
 LATE = {"bench.run": "reports.build", "bench.data": "bench.embedded", "bench.cost": "torch"}
 """What a module imports inside a function alone, because names, plans and help must not wait for it."""
 WITHOUT_TORCH = [
+    "arguments",
     "budget",
     "config",
     "contract",

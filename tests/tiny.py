@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import record
-from bench.run import make_suite, run_parser
+from bench.arguments import make_suite, run_parser
 from bench.suite import Suite, write
 
 TINY = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.arguments import make_suite, run_parser
 from bench.models.catalog import MODELS as MODELS_OF_CATALOG
-from bench.run import make_suite, run_parser
 from bench.suite import write
 
 DANCE = ["--algos", "dance"]
