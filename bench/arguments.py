@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from bench.config import ArmSpec, Shared, check_layers, make_cell, parse_arms, resolve, weights
 from bench.data import load_prompts
+from bench.environment import torchrun
 from bench.models.catalog import ModelEntry
 from bench.models.source import check_side, entry_of, model_digest, resolve_model
 from bench.parse import field_types, key_value, replaced
@@ -32,8 +34,10 @@ examples:
 """
 
 
-FLAGS = frozenset({"algos", "preset", "model", "seeds", "suite", "out", "jobs", "device"})
+FLAGS = frozenset({"algos", "preset", "model", "seeds", "suite", "out", "jobs", "device", "parallel", "track"})
 """What is no shared key, so that --set refuses it."""
+PARALLEL = ("ddp", "fsdp2")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 FIXED = frozenset({"model_digest", "prompts_digest", "scorer_revisions"})
 
 
@@ -64,9 +68,40 @@ def run_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
     add("--jobs", type=int, metavar="N", help="worker processes (default: one a GPU, or one a CPU core)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
+    add("--parallel", choices=PARALLEL, help="how torchrun's processes hold the model: whole (default: ddp), or parts")
+    add("--track", default="", metavar="A,B", help=f"tell trackers of every iteration: {', '.join(TRACKERS)}")
     add("--dry-run", action="store_true", help="print cells, configuration diff and cost; compute nothing")
     add("--json", action="store_true", help="with --dry-run: for programs")
     return parser
+
+
+def check_means(args: argparse.Namespace, suite: Suite) -> None:
+    """Raise InputError unless this machine has what the run is to be made with.
+
+    A prompt's images are made, and learned from, by one process.
+    """
+    _, count = torchrun()
+    if args.jobs is not None and (args.jobs < 1 or count > 1):
+        raise InputError(f"--jobs {args.jobs}: at least one worker is needed, and with torchrun its processes are it")
+    if args.parallel is not None and count == 1:
+        raise InputError(
+            f"--parallel {args.parallel} is of several processes: torchrun --nproc_per_node N -m bench.run ..."
+        )
+    if count > suite.shared.prompts_per_iteration:
+        raise InputError(
+            f"torchrun started {count} processes for prompts_per_iteration={suite.shared.prompts_per_iteration}: "
+            "a process needs a prompt; start fewer, or raise it"
+        )
+    for name in trackers(args):
+        if name not in TRACKERS:
+            raise InputError(f"--track {name}: no such tracker{nearest(name, TRACKERS)}")
+        if find_spec(name) is None:
+            raise InputError(f"--track {name}: pip install 'arbor-bench[trackers]' brings it")
+
+
+def trackers(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the trackers that were named."""
+    return tuple(name.strip() for name in args.track.split(",") if name.strip())
 
 
 def make_suite(args: argparse.Namespace) -> Suite:

@@ -3,32 +3,58 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.utils._pytree import tree_map
 
 from bench.contract import Memory
+from bench.processes import like, local, whole
 from bench.update import Trainer
 
 KEEP = 2
 
 
 def save(folder: Path, trainer: Trainer, iterations: int, memory: Memory) -> None:
-    """Write the state after `iterations`, and drop all but the newest two."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part, final = folder / f"{iterations:06d}.part", folder / f"{iterations:06d}.pt"
+    """Write the state after `iterations`, and drop all but the newest two.
+
+    Tensors are written whole, by the first process, so that any number of processes can go on from them.
+    """
     state = {
         "iterations": iterations,
         "optimizer_steps": trainer.optimizer_steps,
-        "parameters": [p.detach() for p in trainer.parameters()],
-        "optimizer": trainer.optimizer.state_dict(),
-        "ema": trainer.ema,
-        "named": {name: (policy.weights, policy.is_live) for name, policy in trainer.named.items()},
+        "parameters": [whole(p.detach()) for p in trainer.parameters()],
+        "optimizer": tree_map(whole, trainer.optimizer.state_dict()),
+        "ema": whole_average(trainer),
+        "named": {n: (tree_map(whole, policy.weights), policy.is_live) for n, policy in trainer.named.items()},
         "memory": dict(memory),
     }
+    if trainer.processes.first:
+        write(folder, iterations, state)
+
+
+def whole_average(trainer: Trainer) -> list[torch.Tensor]:
+    """Return the moving average, of which each process keeps a part, in full."""
+    if not isinstance(trainer.policy.model, FSDPModule):
+        return trainer.ema
+    found = []
+    for parameter, average in zip(trainer.parameters(), trainer.ema, strict=True) if trainer.ema else ():
+        shaped = parameter.detach().clone()
+        local(shaped).copy_(average)
+        found.append(whole(shaped))
+    return found
+
+
+def write(folder: Path, iterations: int, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint, and drop all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part, final = folder / f"{iterations:06d}.part", folder / f"{iterations:06d}.pt"
     with part.open("wb") as file:
-        torch.save(state, file)
+        torch.save(dict(state), file)
         file.flush()
         os.fsync(file.fileno())
     part.replace(final)
@@ -52,14 +78,18 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
     except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
         older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
         raise RuntimeError(f"{newest} cannot be read ({type(error).__name__}); delete it and {older}") from error
-    for parameter, value in zip(trainer.parameters(), state["parameters"], strict=True):
-        parameter.copy_(value)
+    parameters = trainer.parameters()
+    for parameter, value in zip(parameters, state["parameters"], strict=True):
+        parameter.copy_(like(value, parameter))
+    for number, moments in state["optimizer"]["state"].items():
+        for name, value in moments.items():
+            if value.shape == parameters[number].shape:
+                moments[name] = like(value, parameters[number])
     trainer.optimizer.load_state_dict(state["optimizer"])
-    for average, value in zip(trainer.ema, state["ema"], strict=True):
-        average.copy_(value)
+    for average, value, parameter in zip(trainer.ema, state["ema"], parameters, strict=True) if trainer.ema else ():
+        average.copy_(local(like(value, parameter)))
     for name, policy in trainer.named.items():
         weights, policy.is_live = state["named"][name]
-        devices = [parameter.device for parameter in trainer.parameters()]
-        policy.weights = weights and [w.to(device) for w, device in zip(weights, devices, strict=True)]
+        policy.weights = weights and [like(w, parameter) for w, parameter in zip(weights, parameters, strict=True)]
     trainer.optimizer_steps = state["optimizer_steps"]
     return state["iterations"], state["memory"]

@@ -79,8 +79,16 @@ class Shared:
     """Optimiser steps an iteration; divides prompts_per_iteration."""
     anchor: Literal["rollout", "recompute"] = "rollout"
     """Where the ratio's denominator comes from: the rollout, or an extra, counted pass in training geometry."""
+    lora_rank: int = 0
+    """Of the adapters that are trained, all else frozen; 0 trains the whole model."""
+    lora_alpha: float | None = None
+    """Their scale times the rank; none is twice the rank."""
+    gradient_checkpointing: bool = False
+    """Computes activations again in the backward pass: less memory, more time, the same numbers."""
     ema: float = 0.0
     """Decay of the weights' moving average, which is then what is evaluated and saved; 0 keeps none."""
+    ema_device: Literal["model", "cpu"] = "model"
+    """Where that average is kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the policy's forwards in rollout and training; latents, log-probs, weights and evaluation are fp32."""
     eval_split: Literal["heldout", "tune"] = "heldout"
@@ -126,6 +134,8 @@ class Shared:
             raise ValueError("ema is a decay in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} are decays in [0, 1)")
+        if self.lora_rank < 0 or (self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf):
+            raise ValueError(f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}: a rank, or 0; and a scale > 0")
         if self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay={self.weight_decay} is not negative: decay shrinks weights, never grows them"

@@ -9,10 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "scipy")
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "scipy")
 
 
-def environment(device: str, threads: int) -> dict[str, Any]:
+def torchrun() -> tuple[int, int]:
+    """Return this process's rank, and how many processes torchrun started for this run: (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def environment(device: str, threads: int, processes: int, parallel: str) -> dict[str, Any]:
     """Return what a reader needs to judge whether two records are comparable bit for bit."""
     return {
         "python": platform.python_version(),
@@ -21,6 +26,8 @@ def environment(device: str, threads: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": threads,
         "device": device,
+        "processes": processes,
+        "parallel": parallel if processes > 1 else "none",
         "packages": {name: version(name) for name in PACKAGES},
         "commit": _commit(),
     }

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from bench import record
 from bench.config import Cell, Shared, identity, info_record, plain, settings
 from bench.contract import Reward
+from bench.named import NamedPolicy, exchanged
 from bench.policy import Condition, Policy
+from bench.processes import ALONE, Processes, local, whole
 from bench.update import Trainer
 from eval.diversity import kid, median_distance, mmd2
 from eval.heldout import Evaluation, Featurizer, evaluate
+
+SHOWN = 8
+"""Prompts of which an image is kept at every checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +37,10 @@ class Judges:
     condition: Condition
 
 
-def judge(policy: Policy, judges: Judges, shared: Shared, stream: str = "eval") -> Evaluation:
-    """Return the evaluation of a policy as the suite's keys say."""
+def judge(
+    policy: Policy, judges: Judges, shared: Shared, stream: str = "eval", processes: Processes = ALONE
+) -> Evaluation:
+    """Return the evaluation of a policy as the suite's keys say, of all processes."""
     return evaluate(
         policy,
         judges.condition,
@@ -43,15 +53,22 @@ def judge(policy: Policy, judges: Judges, shared: Shared, stream: str = "eval") 
         samples=shared.eval_samples,
         chunk=shared.micro_batch,
         stream=stream,
+        processes=processes,
     )
 
 
-def write_base(folder: Path, policy: Policy, judges: Judges, shared: Shared) -> None:
-    """Evaluate the base model on both noise streams and write its record."""
-    found = judge(policy, judges, shared)
-    reference = judge(policy, judges, shared, stream="eval-reference")
+def base_evaluations(
+    policy: Policy, judges: Judges, shared: Shared, processes: Processes = ALONE
+) -> tuple[Evaluation, Evaluation]:
+    """Return the evaluation of the base model, and one of disjoint noise."""
+    found = judge(policy, judges, shared, processes=processes)
+    return found, judge(policy, judges, shared, stream="eval-reference", processes=processes)
+
+
+def write_base(folder: Path, found: Evaluation, reference: Evaluation, judges: Judges, shared: Shared) -> None:
+    """Write the base model's record."""
     np.savez(folder / "features.npz", reference=reference.features)
-    write_samples(folder / "samples", found)
+    write_samples(folder / "samples", found.images)
     result: record.BaseResult = {
         "version": record.VERSION,
         "shared": identity(shared),
@@ -138,18 +155,37 @@ def units(rewards: Mapping[str, Reward]) -> dict[str, record.Unit]:
     return {name: cast(record.Unit, asdict(reward.info)) for name, reward in rewards.items()}
 
 
-def write_samples(folder: Path, found: Evaluation) -> None:
-    """Write the shown images as PNG, named by their prompt's number."""
+def write_samples(folder: Path, images: Float[Tensor, "shown 3 height width"]) -> None:
+    """Write images as PNG, named by their prompt's number."""
     from PIL import Image
 
-    folder.mkdir(exist_ok=True)
-    for number, image in enumerate(found.images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
         pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         Image.fromarray(pixels).save(folder / f"{number:03d}.png")
 
 
+def averaged(trainer: Trainer) -> AbstractContextManager[None]:
+    """Return a context in which the model has its moving average, if one is kept: what is shown, judged and saved."""
+    parameters = [local(p.detach()) for p in trainer.parameters()]
+    return exchanged(parameters, NamedPolicy(weights=trainer.ema)) if trainer.ema else nullcontext()
+
+
+def snapshot(trainer: Trainer, judges: Judges, shared: Shared) -> Float[Tensor, "shown 3 height width"]:
+    """Return an image of each of the first held-out prompts, under the noise of the evaluation."""
+    few = replace(judges, rewards={}, featurizer=None, prompts=judges.prompts[:SHOWN])
+    with averaged(trainer):
+        return judge(trainer.policy, few, replace(shared, eval_samples=1)).images
+
+
+def trained_weights(trainer: Trainer) -> list[Tensor]:
+    """Return what was trained, whole and on the CPU."""
+    with averaged(trainer):
+        return [whole(p.detach()).to("cpu", copy=True) for p in trainer.parameters()]
+
+
 @torch.no_grad()
-def load_average(trainer: Trainer) -> None:
-    """Put the moving average, if one is kept, in place of the weights: it is what is judged and saved."""
-    for parameter, value in zip(trainer.parameters(), trainer.ema, strict=True) if trainer.ema else ():
+def load_weights(policy: Policy, weights: Sequence[Tensor]) -> None:
+    """Put weights into the trainable parameters of an untrained model."""
+    for parameter, value in zip((p for p in policy.model.parameters() if p.requires_grad), weights, strict=True):
         parameter.copy_(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from bench import checkpoint, record
+from bench.accelerated import prepare
 from bench.budget import exhausted
 from bench.config import Cell, Shared
 from bench.contract import POLICIES, Memory, Reward, checked_decay
@@ -23,9 +24,13 @@ from bench.data import of_iteration
 from bench.named import NamedPolicy, exchanged, follow, keep
 from bench.noise import Noise
 from bench.policy import Condition, Policy
-from bench.rollout import rollout
-from bench.score import Scores, advantages, check_scored, decode, outcomes, score
-from bench.update import Iteration, Trainer, Updated, update
+from bench.processes import ALONE, Processes, local
+from bench.rollout import shared_rollout
+from bench.score import Scores, advantages, check_scored, decode, gathered, outcomes, score
+from bench.update import Iteration, Trainer, Updated, owners, update
+
+TRACKED = ("reward_total", "loss", "grad_norm", "drift", "log_ratio_max", "clip_fraction", "failed", "samples")
+"""Numbers of a row that trackers are told, beside its rewards, calls and seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +45,30 @@ class Parts:
     prompts: tuple[str, ...]
     condition: Condition
     """Of the prompts, one a row."""
+    processes: Processes = ALONE
 
 
 def make_trainer(parts: Parts) -> Trainer:
     """Return a trainer at optimiser step 0."""
     shared, policy, accelerator = parts.cell.shared, parts.policy, parts.accelerator
-    policy.model = accelerator.prepare(policy.model)
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=shared.lr, betas=shared.betas, weight_decay=shared.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [p for p in policy.model.parameters() if p.requires_grad],
+        lr=shared.lr,
+        betas=shared.betas,
+        weight_decay=shared.weight_decay,
+    )
+    optimizer = prepare(accelerator, policy, optimizer, shared)
+    parameters = [local(p.detach()) for p in policy.model.parameters() if p.requires_grad]
+    where = torch.device("cpu") if shared.ema_device == "cpu" else policy.device
     return Trainer(
         policy=policy,
         accelerator=accelerator,
-        optimizer=accelerator.prepare(optimizer),
+        optimizer=optimizer,
         ema_decay=shared.ema,
         max_grad_norm=shared.max_grad_norm,
-        ema=[p.detach().clone() for p in parameters] if shared.ema else [],
+        ema=[p.to(where, copy=True) for p in parameters] if shared.ema else [],
         named={name: NamedPolicy() for name in sorted(parts.cell.algorithm.needs & POLICIES)},
+        processes=parts.processes,
     )
 
 
@@ -66,20 +79,26 @@ def sampling(trainer: Trainer, policy: str) -> AbstractContextManager[None]:
     return exchanged(trainer.parameters(), trainer.named[policy])
 
 
-def train(parts: Parts, folder: Path) -> Trainer:
+def train(parts: Parts, folder: Path, show: Callable[[Trainer, int], None]) -> Trainer:
     """Run the iterations that are missing; return the trained state.
 
     What the newest checkpoint holds has happened, rows past it are cut, and every draw is keyed: a cell that was
     killed ends with the records of one that was not.
+
+    Args:
+        parts: what the cell is trained with.
+        folder: of the cell.
+        show: called at every checkpoint, with the iterations done.
     """
-    shared = parts.cell.shared
+    shared, processes = parts.cell.shared, parts.processes
     forget_peak(parts.policy.device)
     trainer = make_trainer(parts)
     clock = Clock(synchronize=_synchronizer(parts.policy.device))
     metrics = folder / "metrics.jsonl"
     start, memory = checkpoint.restore(folder / "checkpoints", trainer)
-    record.cut_rows(metrics, start)
-    rows = list(record.read_rows(metrics))
+    if processes.first:
+        record.cut_rows(metrics, start)
+    rows = processes.from_first(list(record.read_rows(metrics)) if processes.first else [])
     if len(rows) != start:
         raise RuntimeError(
             f"{metrics} has {len(rows)} rows, the newest checkpoint {start} iterations: they do not belong together; "
@@ -88,32 +107,47 @@ def train(parts: Parts, folder: Path) -> Trainer:
     ended = exhausted(rows, shared.budget, shared.budget_limit, shared.iterations)
     while not ended:
         row, memory = iterate(parts, trainer, len(rows), memory, clock)
-        record.append_row(metrics, row)
+        row = processes.from_first(row)
+        if processes.first:
+            record.append_row(metrics, row)
+            tracked(parts.accelerator, row)
         rows.append(row)
         ended = exhausted(rows, shared.budget, shared.budget_limit, shared.iterations)
         if ended or len(rows) % shared.checkpoint_every == 0:
+            show(trainer, len(rows))
             checkpoint.save(folder / "checkpoints", trainer, len(rows), memory)
     return trainer
 
 
 def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, clock: Clock) -> tuple[record.Row, Memory]:
     """Run one iteration: plan, rollout, rewards, credit, selection, update; return its row and the next memory."""
-    cell, shared, algorithm = parts.cell, parts.cell.shared, parts.cell.algorithm
+    cell, shared, algorithm, processes = parts.cell, parts.cell.shared, parts.cell.algorithm, parts.processes
     began = time.perf_counter()
     chosen = of_iteration(parts.prompts, cell.seed, iteration, shared.prompts_per_iteration)
     condition = parts.condition.rows(torch.tensor(chosen)).to(parts.policy.device)
     ctx = cell.context(iteration, chosen, memory)
     noise = Noise(seed=cell.seed, iteration=iteration)
     plan = algorithm.plan(ctx)
+    owner = owners(noise, ctx.slots, processes.count)
     with clock.phase("rollout"), sampling(trainer, plan.policy):
-        trained = plan.stochastic_steps() & set(ctx.train_steps)
-        rolled = rollout(parts.policy, plan, condition, noise, keep=trained, chunk=shared.micro_batch)
-    check_finite(iteration, float(rolled.x0.abs().max()), "latents")
+        rolled = shared_rollout(
+            parts.policy,
+            plan,
+            condition,
+            noise,
+            keep=plan.stochastic_steps() & set(ctx.train_steps),
+            chunk=shared.micro_batch,
+            owner=owner,
+            processes=processes,
+        )
+    check_finite(iteration, float(np.max(processes.gathered(float(rolled.x0.abs().max())))), "latents")
     with clock.phase("score"):
-        slot = plan.tree.slot[plan.tree.leaves()]
+        leaves = plan.tree.slot[plan.tree.leaves()]
+        slot = leaves[rolled.leaf]
         images = decode(parts.policy, rolled.x0, shared.micro_batch)
         texts = [parts.prompts[chosen[s]] for s in slot.tolist()]
-        scores = score(parts.rewards, images, texts, slot, shared.micro_batch)
+        here = score(parts.rewards, images, texts, slot, shared.micro_batch)
+        scores = gathered(here, rolled.leaf, len(leaves), processes)
         check_scored(scores.failed, scores.failures)
     with clock.phase("credit"):
         outcome, judged = outcomes(plan, rolled.log_prob, scores, parts.weight, shared.combine)
@@ -140,10 +174,21 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     check_finite(iteration, updated.loss + updated.grad_norm, "loss or gradient")
     cost = nfe(plan, selection, parts.policy.calls_per_velocity, updated.named_calls)
     row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)
+    row["peak_memory_bytes"] = max(processes.gathered(row["peak_memory_bytes"]))
     seconds = clock.read()
     row["warnings"] = drift_warnings(updated.drift, clip, shared)
     row["seconds"] = seconds | {"other": time.perf_counter() - began - sum(seconds.values())}
     return row, memory
+
+
+def tracked(accelerator: Accelerator, row: record.Row) -> None:
+    """Tell the trackers, if there are any, an iteration's numbers."""
+    if not accelerator.trackers:
+        return
+    nested = {key: row[key] for key in ("reward", "reward_std", "calls", "seconds")}
+    flat = {f"{key}/{name}": value for key, part in nested.items() for name, value in part.items()}
+    plain = {key: row[key] for key in TRACKED if row[key] is not None}
+    accelerator.log(flat | plain, step=row["iteration"])
 
 
 def make_row(

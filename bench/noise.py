@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 
 from bench.tree import Tree
 
-STREAMS = ("root", "edge", "shared", "forward", "select", "prompts", "shards", "eval", "eval-reference")
+STREAMS = ("root", "edge", "shared", "forward", "select", "prompts", "shards", "lora", "eval", "eval-reference")
 
 Key: TypeAlias = tuple[Any, ...]
 """A stream's name and the numbers of the key."""

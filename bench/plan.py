@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bench.schedule import respaced
-from bench.tree import Tree, forest, grow
+from bench.tree import Tree, forest, grow, of_slots
 
 if TYPE_CHECKING:
     from bench.contract import Context
@@ -56,6 +56,12 @@ class Plan:
     def stochastic_steps(self) -> set[int]:
         """Return the steps at which some edge has noise: those that can be trained as transitions."""
         return set((self.tree.depth[self.noise_level > 0] - 1).tolist())
+
+    def part(self, slots: Int[np.ndarray, " some"]) -> tuple[Plan, Int[np.ndarray, " part"]]:
+        """Return the plan of some slots, whose numbers stay, and the place of each of its nodes in this one."""
+        tree, node = of_slots(self.tree, slots)
+        per_node = {name: getattr(self, name)[node] for name in ("noise_level", "coupling", "noise_scale")}
+        return replace(self, tree=tree, **per_node), node
 
     def std(self) -> Float[np.ndarray, " node"]:
         """Return the std of the noise of each node's incoming edge, over the full step, as `bench.kernel` has it."""

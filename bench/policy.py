@@ -58,6 +58,18 @@ class Policy(Protocol):
         ...
 
 
+def enable_gradient_checkpointing(policy: Policy) -> None:
+    """Let the model compute its activations again in the backward pass.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    enable = getattr(policy.model, "enable_gradient_checkpointing", None)
+    if enable is None:
+        raise ValueError(f"gradient_checkpointing: {type(policy.model).__name__} has none; leave it off")
+    enable()
+
+
 def in_chunks(rows: int, size: int) -> list[slice]:
     """Return slices of at most `size` rows, as even as possible."""
     count = max(1, -(-rows // size))
@@ -67,8 +79,14 @@ def in_chunks(rows: int, size: int) -> list[slice]:
 
 @torch.no_grad()
 def velocities(
-    policy: Policy, x: Tensor, sigma: Tensor, condition: Condition, slot: Tensor, chunk: int
+    policy: Policy, x: Tensor, sigma: Tensor, condition: Condition, slot: Tensor, chunk: int, calls: int = 0
 ) -> Float[Tensor, "row *latent"]:
-    """Return the velocity of every row without gradients, at most `chunk` rows a call."""
+    """Return the velocity of every row without gradients, at most `chunk` rows a call.
+
+    `calls` is the least number of calls: processes that share a model's parts must call it equally often, and one
+    with fewer rows repeats its first.
+    """
     parts = [policy.velocity(x[rows], sigma[rows], condition.rows(slot[rows])) for rows in in_chunks(len(x), chunk)]
+    for _ in range(calls - len(parts)):
+        policy.velocity(x[:1], sigma[:1], condition.rows(slot[:1]))
     return torch.cat(parts)

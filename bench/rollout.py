@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 from bench import kernel
 from bench.noise import Noise
 from bench.plan import Plan
-from bench.policy import Condition, Policy, velocities
+from bench.policy import Condition, Policy, in_chunks, velocities
+from bench.processes import Processes
 from bench.solver import dpm2m
 
 
@@ -25,8 +26,10 @@ class Rollout:
     """Of the latent as stored; NaN on ODE edges and roots."""
     latent: Float[Tensor, "kept *latent"]
     row: Int[np.ndarray, " node"]
-    """Where a node's latent is in `latent`; -1 where it was not kept."""
-    x0: Float[Tensor, "leaf *latent"]
+    """Where a node's latent is in `latent`; -1 where it was not kept, or is on another process."""
+    x0: Float[Tensor, "here *latent"]
+    leaf: Int[np.ndarray, " here"]
+    """Which leaves `x0` has, by their position among all."""
     calls: int
     """Rows of the policy's evaluations."""
 
@@ -41,9 +44,46 @@ class Rollout:
         return self.latent[torch.from_numpy(self.row[node]).to(self.latent.device)]
 
 
+def shared_rollout(
+    policy: Policy,
+    plan: Plan,
+    condition: Condition,
+    noise: Noise,
+    *,
+    keep: Collection[int],
+    chunk: int,
+    owner: Int[np.ndarray, " slot"],
+    processes: Processes,
+) -> Rollout:
+    """Return the plan's rollout of which every process computes its own slots, as `owner` says.
+
+    Log-probs and calls are of all processes, latents of this one.
+    """
+    if processes.count == 1:
+        return rollout(policy, plan, condition, noise, keep=keep, chunk=chunk)
+    shares = [plan.part(np.flatnonzero(owner == rank)) for rank in range(processes.count)]
+    widths = np.array([np.diff(part.tree.offset)[:-1] for part, _ in shares])
+    calls = [max(len(in_chunks(width, chunk)) for width in at_step) for at_step in widths.T.tolist()]
+    mine, node = shares[processes.rank]
+    rolled = rollout(policy, mine, condition, noise, keep=keep, chunk=chunk, calls=calls)
+    log_prob, row = np.full(len(plan.tree), np.nan), np.full(len(plan.tree), -1)
+    for (_, theirs), value in zip(shares, processes.gathered(rolled.log_prob), strict=True):
+        log_prob[theirs] = value
+    row[node] = rolled.row
+    leaf = np.flatnonzero(owner[plan.tree.slot[plan.tree.leaves()]] == processes.rank)
+    return replace(rolled, log_prob=log_prob, row=row, leaf=leaf, calls=int(widths.sum()))
+
+
 @torch.no_grad()
 def rollout(
-    policy: Policy, plan: Plan, condition: Condition, noise: Noise, *, keep: Collection[int] = (), chunk: int
+    policy: Policy,
+    plan: Plan,
+    condition: Condition,
+    noise: Noise,
+    *,
+    keep: Collection[int] = (),
+    chunk: int,
+    calls: Sequence[int] = (),
 ) -> Rollout:
     """Return the plan's rollout.
 
@@ -54,10 +94,10 @@ def rollout(
         noise: the iteration's keyed noise.
         keep: steps whose edges may be trained: the latents at both their ends are kept.
         chunk: most rows of one policy call.
+        calls: least policy calls at each step, so that processes make equally many.
     """
     tree, device = plan.tree, policy.device
     scored: list[tuple[np.ndarray, Tensor]] = []
-    calls = 0
     row = np.full(len(tree), -1)
     kept: list[Tensor] = []
     x = torch.from_numpy(noise.roots(tree, plan.coupling, policy.latent_shape)).to(device)
@@ -68,16 +108,21 @@ def rollout(
             kept.append(x)
         sigma = torch.full((len(x),), float(plan.sigmas[step]), device=device)
         slot = torch.from_numpy(tree.slot[tree.level(step)]).to(device)
-        velocity = velocities(policy, x, sigma, condition, slot, chunk)
+        velocity = velocities(policy, x, sigma, condition, slot, chunk, calls[step] if calls else 0)
         x0 = kernel.clean_prediction(velocity, x, float(plan.sigmas[step])) if "dpm2m" in plan.solver else velocity
         up = torch.from_numpy(tree.parent[tree.level(step + 1)] - int(tree.offset[step])).to(device)
         previous = None if history is None else history[0][history[1]]
-        calls += len(x)
         x, node, value = _advance(plan, noise, step, x, velocity, up, previous)
         scored.append((node, value))
         history = (x0, up)
-    latent = torch.cat(kept) if kept else x[:0]
-    return Rollout(log_prob=_gather(len(tree), scored), latent=latent, row=row, x0=x, calls=calls)
+    return Rollout(
+        log_prob=_gather(len(tree), scored),
+        latent=torch.cat(kept) if kept else x[:0],
+        row=row,
+        x0=x,
+        leaf=np.arange(len(x)),
+        calls=int(tree.offset[-2]),
+    )
 
 
 def _advance(

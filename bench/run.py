@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from bench import scaffold
-from bench.arguments import make_suite, parsed, run_parser
+from bench import suite as grid
+from bench.arguments import check_means, make_suite, parsed, run_parser, trackers
+from bench.environment import torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.models.source import check_side, resolve_model
 from bench.presets import PRESETS
@@ -31,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return verbs[verb](words)
     except InputError as error:
-        print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
+        if torchrun()[0] == 0:
+            print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bench: interrupted; the same command goes on from here", file=sys.stderr)
@@ -40,12 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(words: Sequence[str]) -> int:
     """Run a suite's missing cells, then report."""
+    from rich.console import Console
+
+    from bench import display
+
     args = parsed(run_parser(), words)
     if args.json and not args.dry_run:
         raise InputError("--json goes with --dry-run")
-    if args.jobs is not None and args.jobs < 1:
-        raise InputError(f"--jobs {args.jobs}: at least one worker is needed")
     suite = make_suite(args)
+    check_means(args, suite)
     preview = dry_run(suite.cells, args.out if args.dry_run else None)
     check_closed(suite.folder, suite.shared, open_suite=args.open)
     if args.dry_run:
@@ -53,34 +59,63 @@ def run(words: Sequence[str]) -> int:
         print(json.dumps(preview, indent=1) if args.json else f"{missing}\n{spoken(preview)}")
         return 0
     check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
-    return execute(suite, args.jobs, args.device, preview["alike"], open_suite=args.open)
+    if torchrun()[1] > 1:
+        return together(suite, args)
+    create(suite, open_suite=args.open)
+    missing = suite.missing()
+    if missing:
+        host = grid.machine(args.jobs, args.device)
+        print(f"{suite.folder}: {len(missing)} of {len(suite.cells)} cells to run, {host.jobs} at a time", flush=True)
+        for arm, twin in preview["alike"].items():
+            print(
+                f"bench: {arm} samples, credits and selects exactly as {twin} does under these settings",
+                file=sys.stderr,
+            )
+        workers = grid.start(suite, host, args.device, trackers(args))
+        display.watching(suite, Console(), lambda watch: grid.finish(workers, watch))
+    return concluded(suite)
 
 
-def execute(suite: Suite, jobs: int | None, device: str, alike: Mapping[str, str], *, open_suite: bool) -> int:
-    """Run what is missing, print the report's table; return the exit status."""
-    from rich.console import Console
+def together(suite: Suite, args: argparse.Namespace) -> int:
+    """Run what is missing in the processes that torchrun started, of which this is one."""
+    from transformers.utils import logging
 
-    from bench import display
-    from bench import suite as grid
+    from bench.worker import Worker, found_device, join, leave, work
 
+    logging.disable_progress_bar()
+    if torchrun()[0] == 0:
+        create(suite, open_suite=args.open)
+    device = found_device(args.device)
+    processes = join(device)
+    names = processes.from_first([cell.folder for cell in suite.missing()] if processes.first else [])
+    if processes.first:
+        told = f"{len(names)} of {len(suite.cells)} cells to run, one at a time, by {processes.count} processes"
+        print(f"{suite.folder}: {told}", flush=True)
+    worker = Worker(
+        suite=suite.folder,
+        device=device,
+        processes=processes,
+        parallel=args.parallel or "ddp",
+        trackers=trackers(args),
+    )
+    work(worker, names)
+    status = processes.from_first(concluded(suite) if processes.first else 0)
+    leave()
+    return status
+
+
+def create(suite: Suite, *, open_suite: bool) -> None:
+    """Write the suite's configuration."""
     try:
         second = grid.write(suite, open_suite=open_suite)
     except OSError as error:
         raise InputError(f"{suite.folder} cannot be written: {error.strerror}; choose another --out") from error
     if second:
         print(f"bench: suite {suite.folder.name} is open: it now holds a second shared configuration", file=sys.stderr)
-    console = Console()
-    missing = suite.missing()
-    if missing:
-        host = grid.machine(jobs, device)
-        print(f"{suite.folder}: {len(missing)} of {len(suite.cells)} cells to run, {host.jobs} at a time", flush=True)
-        for arm, twin in alike.items():
-            print(
-                f"bench: {arm} samples, credits and selects exactly as {twin} does under these settings",
-                file=sys.stderr,
-            )
-        workers = grid.start(suite, host, device)
-        display.watching(suite, console, lambda watch: grid.finish(workers, watch))
+
+
+def concluded(suite: Suite) -> int:
+    """Say what a reader should know, print the report's table; return the exit status."""
     for cell, what in grid.remarks(suite).items():
         print(f"bench: {cell}: {what}", file=sys.stderr)
     failed = grid.failures(suite)

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.contract import Algorithm, Context, Outcome, Reward, checked_credit
 from bench.plan import Plan
 from bench.policy import Policy, in_chunks
+from bench.processes import Processes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,20 @@ def score(
     failed = np.asarray(np.isnan(np.stack(list(values.values()))).any(0))
     reward = {name: np.where(failed, np.nan, value) for name, value in values.items()}
     return Scores(reward=reward, failed=failed, failures=tuple(dict.fromkeys(said)))
+
+
+def gathered(scores: Scores, leaf: Int[np.ndarray, " here"], leaves: int, processes: Processes) -> Scores:
+    """Return the scores of all leaves, from every process's own; `leaf` says which of all this one's are."""
+    if processes.count == 1:
+        return scores
+    reward, failed = {name: np.full(leaves, np.nan) for name in scores.reward}, np.ones(leaves, bool)
+    said: dict[str, None] = {}
+    for place, theirs in processes.gathered((leaf, scores)):
+        failed[place] = theirs.failed
+        said |= dict.fromkeys(theirs.failures)
+        for name, value in theirs.reward.items():
+            reward[name][place] = value
+    return Scores(reward=reward, failed=failed, failures=tuple(said))
 
 
 def check_scored(failed: Bool[np.ndarray, " leaf"], failures: Sequence[str]) -> None:

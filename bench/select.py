@@ -36,6 +36,21 @@ class Selection:
         if items and not (0 <= self.item_query.min() and self.item_query.max() < queries):
             raise ValueError(f"item_query must be in 0..{queries - 1}")
 
+    def of_slots(self, tree: Tree, slots: Int[np.ndarray, " some"]) -> Selection:
+        """Return what is trained of some slots; weights stay global, units keep their names."""
+        mine = np.isin(tree.slot[self.read], slots)
+        place = np.cumsum(mine) - 1
+        item = mine[self.item_query]
+        return Selection(
+            read=self.read[mine],
+            sigma=self.sigma[mine],
+            draw=self.draw[mine],
+            unit=self.unit[mine],
+            item_query=place[self.item_query[item]],
+            item_node=self.item_node[item],
+            weight=self.weight[item],
+        )
+
 
 def trainable(
     plan: Plan, leaf: Int[np.ndarray, " leaf"], reward: Float[np.ndarray, " leaf"], train_steps: tuple[int, ...]

@@ -124,7 +124,7 @@ def _gpus() -> tuple[str, ...]:
     return tuple(str(i) for i, line in enumerate(listed.splitlines()) if line.startswith("GPU "))
 
 
-def start(suite: Suite, host: Machine, device: str) -> list[subprocess.Popen[bytes]]:
+def start(suite: Suite, host: Machine, device: str, trackers: Sequence[str] = ()) -> list[subprocess.Popen[bytes]]:
     """Start the workers on the missing cells; each claims cells by their locks."""
     names = [cell.folder for cell in suite.missing()]
     workers = []
@@ -135,7 +135,7 @@ def start(suite: Suite, host: Machine, device: str) -> list[subprocess.Popen[byt
         # Workers begin at different cells, so that they do not race for each lock.
         order = names[index:] + names[:index]
         command = [sys.executable, "-m", "bench.worker", str(suite.folder), "--device", device, "--tied"]
-        command += ["--cells", *order]
+        command += ["--cells", *order, *(["--track", *trackers] if trackers else [])]
         with (suite.folder / f"worker-{index}.log").open("ab") as log:
             workers.append(
                 subprocess.Popen(

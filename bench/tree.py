@@ -82,7 +82,7 @@ class Tree:
 
     def rank(self) -> Int[np.ndarray, " node"]:
         """Return each node's position among its siblings; for roots, among the roots of their slot."""
-        family = np.where(self.parent >= 0, self.parent + len(self), self.slot)
+        family = np.where(self.parent >= 0, self.parent, -1 - self.slot)
         first = np.flatnonzero(np.r_[True, np.diff(family) != 0])
         return np.arange(len(self)) - np.repeat(first, np.diff(np.r_[first, len(self)]))
 
@@ -114,6 +114,20 @@ def grow(fanout: Sequence[Int[np.ndarray, " _"]], slots: int) -> Tree:
     ]
     parent = np.concatenate([np.full(slots * widths[0], -1), *parents])
     return Tree(parent=parent, depth=depth, slot=slot, offset=offset)
+
+
+def of_slots(tree: Tree, slots: Int[np.ndarray, " some"]) -> tuple[Tree, Int[np.ndarray, " part"]]:
+    """Return the trees of some slots, whose numbers stay, and the place of each of their nodes in the whole."""
+    node = np.flatnonzero(np.isin(tree.slot, slots))
+    place = np.full(len(tree) + 1, -1)  # the last entry is the parent -1 of a root
+    place[node] = np.arange(len(node))
+    part = Tree(
+        parent=place[tree.parent[node]],
+        depth=tree.depth[node],
+        slot=tree.slot[node],
+        offset=np.searchsorted(tree.depth[node], np.arange(tree.steps + 2)),
+    )
+    return part, node
 
 
 def path_sum(tree: Tree, value: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:

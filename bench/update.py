@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from bench.batch import Batch
 from bench.contract import POLICIES, Algorithm
@@ -18,6 +19,7 @@ from bench.named import NamedPolicy, exchanged
 from bench.noise import Noise
 from bench.plan import Plan
 from bench.policy import Condition, Policy, in_chunks
+from bench.processes import ALONE, Processes, local, whole
 from bench.rollout import Rollout
 from bench.select import Selection
 
@@ -33,14 +35,23 @@ class Trainer:
     """0 keeps no average."""
     max_grad_norm: float
     ema: list[Tensor]
-    """Of the trainable parameters, in order; empty without EMA."""
+    """Of this process's part of the trainable parameters, in order; empty without EMA."""
     named: Mapping[str, NamedPolicy] = field(default_factory=dict)
     """The policies that the algorithm needs beside the live one."""
     optimizer_steps: int = 0
+    processes: Processes = ALONE
 
     def parameters(self) -> list[Tensor]:
         """Return the trainable parameters, in order."""
         return [p for p in self.policy.model.parameters() if p.requires_grad]
+
+    def exchange(self, *, last: bool) -> AbstractContextManager[None]:
+        """Return a context for a pass of an optimiser step: whole gradients are exchanged in the last one alone.
+
+        A model in parts exchanges in every pass, or each process would hold the gradients of all of it.
+        """
+        in_parts = isinstance(self.policy.model, FSDPModule)
+        return nullcontext() if last or in_parts else self.accelerator.no_sync(self.policy.model)
 
     def step(self) -> Tensor:
         """Clip the gradients, step the optimiser and the average; return the gradient norm before clipping."""
@@ -54,9 +65,9 @@ class Trainer:
             n = self.optimizer_steps
             decay = min(self.ema_decay, (1 + n) / (10 + n))
             for average, parameter in zip(self.ema, self.parameters(), strict=True):
-                average.lerp_(parameter.detach(), 1 - decay)
+                average.lerp_(local(parameter.detach()).to(average.device), 1 - decay)
         assert norm is not None
-        return norm.detach().to(self.policy.device)  # of no gradients at all it is a number on the CPU
+        return whole(norm.detach()).to(self.policy.device)  # of no gradients at all it is a number on the CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +102,24 @@ class Updated:
     """Rows of the extra pass of anchor=recompute."""
     named_calls: Mapping[str, int]
     """Rows of the passes of `old`, `reference` and `ema`, each where the loss needs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one process trains, by optimiser step."""
+
+    selection: Selection
+    parts: list[Int[np.ndarray, " _"]]
+    """Queries of each step."""
+    passes: list[list[Int[np.ndarray, " _"]]]
+    """Queries of each forward and backward of each step."""
+
+
+def owners(noise: Noise, slots: int, processes: int) -> Int[np.ndarray, " slot"]:
+    """Return the process that computes each slot: of every shard each has as many, or one more."""
+    owner = np.empty(slots, int)
+    owner[np.concatenate(shards(noise, slots, 1))] = np.arange(slots) % processes
+    return owner
 
 
 def shards(noise: Noise, slots: int, count: int) -> list[Int[np.ndarray, " shard"]]:
@@ -169,32 +198,59 @@ def update(
         anchor: "rollout" takes the ratio's denominator from the rollout, "recompute" from one extra pass.
         clip: the clip range, for statistics; None where the loss has none.
     """
-    slot = it.plan.tree.slot[it.selection.read]
-    parts = [np.flatnonzero(np.isin(slot, s)) for s in shards(it.noise, len(np.unique(it.plan.tree.slot)), updates)]
-    old, anchor_calls = it.rollout.log_prob, 0
     on_policy = it.plan.policy == "live" or trainer.named[it.plan.policy].is_live
     transitions = bool((it.plan.noise_level[it.selection.item_node] > 0).all())
+    processes, every = trainer.processes, shares(it, trainer.processes.count, updates, chunk)
+    mine, rounds = every[processes.rank], [max(map(len, step)) for step in zip(*[s.passes for s in every], strict=True)]
+    it, old, anchor_calls = replace(it, selection=mine.selection), it.rollout.log_prob, 0
     if anchor == "recompute" and updates > 1 and on_policy and transitions:
-        old, anchor_calls = recomputed(trainer.policy, it, np.concatenate(parts[1:]), chunk)
-    named, named_calls = named_velocities(trainer, it, parts, algorithm.needs & POLICIES, chunk)
+        later = [[batch for step in share.passes[1:] for batch in step] for share in every]
+        old, anchor_calls = recomputed(trainer.policy, it, later[processes.rank], max(map(len, later)))
+    named, named_calls = named_velocities(trainer, it, every, algorithm.needs & POLICIES, chunk)
     losses, norms, drifts, ratios, calls = [], [], [], [], 0
-    for shard, queries in enumerate(parts):
-        for query in micro_batches(it.selection, queries, chunk) if len(queries) else ():
-            batch = build_batch(it, query, old, float(updates), algorithm.needs)
-            live = evaluate(trainer.policy, it, query, batch.x, batch.sigma)
-            calls += len(live)
-            if transitions:
-                new = batch.log_prob(live.detach())
-                if shard == 0 and on_policy:
-                    drifts.append((new - batch.log_prob_old).abs().max())
-                    batch = anchored(batch, live.detach())
-                ratios.append(new - batch.log_prob_old)
-            known = {name: live.detach() if trainer.named[name].is_live else v[query] for name, v in named.items()}
-            loss = checked_loss(algorithm.loss(batch, {"live": live} | known))
-            trainer.accelerator.backward(loss)
-            losses.append(loss.detach())
+    for shard, passes in enumerate(mine.passes):
+        for number in range(rounds[shard]):
+            with trainer.exchange(last=number == rounds[shard] - 1):
+                if number >= len(passes):
+                    trainer.accelerator.backward(idle(trainer.policy, it))
+                    continue
+                query = passes[number]
+                # Gradients are averaged over processes, and the weights are of the whole iteration.
+                batch = build_batch(it, query, old, float(updates * processes.count), algorithm.needs)
+                live = evaluate(trainer.policy, it, query, batch.x, batch.sigma)
+                calls += len(live)
+                if transitions:
+                    new = batch.log_prob(live.detach())
+                    if shard == 0 and on_policy:
+                        drifts.append((new - batch.log_prob_old).abs().max())
+                        batch = anchored(batch, live.detach())
+                    ratios.append(new - batch.log_prob_old)
+                known = {name: live.detach() if trainer.named[name].is_live else v[query] for name, v in named.items()}
+                loss = checked_loss(algorithm.loss(batch, {"live": live} | known))
+                trainer.accelerator.backward(loss)
+                losses.append(loss.detach())
         norms.append(trainer.step())
-    return _statistics(losses, norms, drifts, ratios, clip, (calls, anchor_calls, named_calls))
+    return _statistics(processes, losses, norms, drifts, ratios, clip, (calls, anchor_calls, named_calls))
+
+
+def shares(it: Iteration, count: int, updates: int, chunk: int) -> list[Share]:
+    """Return what each process trains; every process knows all of them, for all must make equally many passes."""
+    tree, slots = it.plan.tree, len(np.unique(it.plan.tree.slot))
+    owner, steps, found = owners(it.noise, slots, count), shards(it.noise, slots, updates), []
+    for rank in range(count):
+        selection = it.selection.of_slots(tree, np.flatnonzero(owner == rank))
+        slot = tree.slot[selection.read]
+        parts = [np.flatnonzero(np.isin(slot, step)) for step in steps]
+        passes = [list(micro_batches(selection, part, chunk)) if len(part) else [] for part in parts]
+        found.append(Share(selection=selection, parts=parts, passes=passes))
+    return found
+
+
+def idle(policy: Policy, it: Iteration) -> Tensor:
+    """Return 0 from a pass of the policy, which has no gradient to add, but must be made with the other processes'."""
+    x = it.rollout.x0[:1]
+    first = it.condition.rows(torch.zeros(1, dtype=torch.long, device=x.device))
+    return 0.0 * policy.velocity(x, torch.ones(1, device=x.device), first).sum()
 
 
 def checked_loss(loss: object) -> Tensor:
@@ -221,26 +277,32 @@ def anchored(batch: Batch, velocity: Float[Tensor, "query *latent"]) -> Batch:
 
 @torch.no_grad()
 def named_velocities(
-    trainer: Trainer, it: Iteration, parts: Sequence[Int[np.ndarray, " _"]], names: Collection[str], chunk: int
+    trainer: Trainer, it: Iteration, every: Sequence[Share], names: Collection[str], chunk: int
 ) -> tuple[dict[str, Float[Tensor, "query *latent"]], dict[str, int]]:
     """Return the velocities of named policies at the queries, before the first step, and the rows it took.
 
     One exchange of weights a policy, and full batches. A policy that is the live one at this moment is not evaluated
     on the first shard, whose live velocities serve, and needs no exchange for the others.
     """
-    asked = {name: parts[1:] if trainer.named[name].is_live else parts for name in sorted(names)}
-    found, calls = dict.fromkeys(asked, it.rollout.x0), {name: sum(map(len, to)) for name, to in asked.items()}
-    if not any(calls.values()):
+    first = {name: 1 if trainer.named[name].is_live else 0 for name in sorted(names)}
+    asked = {name: [np.concatenate([*s.parts[at:], np.arange(0)]) for s in every] for name, at in first.items()}
+    mine = {name: to[trainer.processes.rank] for name, to in asked.items()}
+    found, calls = dict.fromkeys(asked, it.rollout.x0), {name: len(queries) for name, queries in mine.items()}
+    if not sum(len(queries) for to in asked.values() for queries in to):
         return found, calls  # the live velocities serve all
     selection = it.selection
     x, _ = _inputs(it, selection.read, selection.draw, selection.sigma)  # drawn once for all of them
-    for name, to in asked.items():
-        policy, queries, found[name] = trainer.named[name], np.concatenate([*to, np.arange(0)]), torch.empty_like(x)
+    for name, queries in mine.items():
+        policy, found[name] = trainer.named[name], torch.empty_like(x)
+        rounds = max(len(in_chunks(len(theirs), chunk)) for theirs in asked[name] if len(theirs))
         with nullcontext() if policy.is_live else exchanged(trainer.parameters(), policy):
-            for rows in in_chunks(len(queries), chunk) if len(queries) else ():
+            parts = in_chunks(len(queries), chunk) if len(queries) else []
+            for rows in parts:
                 query = queries[rows]
                 at = torch.from_numpy(query).to(x.device)
                 found[name][at] = evaluate(trainer.policy, it, query, x[at], _cpu(selection.sigma[query]))
+            for _ in range(rounds - len(parts)):
+                idle(trainer.policy, it)
     return found, calls
 
 
@@ -254,15 +316,17 @@ def evaluate(
 
 @torch.no_grad()
 def recomputed(
-    policy: Policy, it: Iteration, queries: Int[np.ndarray, " n"], chunk: int
+    policy: Policy, it: Iteration, passes: Sequence[Int[np.ndarray, " _"]], rounds: int
 ) -> tuple[Float[np.ndarray, " node"], int]:
     """Return the log-probs with those of the queries' items taken anew in training geometry, and the rows it took."""
     old = it.rollout.log_prob.copy()
-    for query in micro_batches(it.selection, queries, chunk):
+    for query in passes:
         batch = build_batch(it, query, old, 1.0)
         value = batch.log_prob(evaluate(policy, it, query, batch.x, batch.sigma))
         old[it.selection.item_node[np.isin(it.selection.item_query, query)]] = value.double().cpu().numpy()
-    return old, len(queries)
+    for _ in range(rounds - len(passes)):
+        idle(policy, it)
+    return old, sum(map(len, passes))
 
 
 def _inputs(it: Iteration, read: np.ndarray, draw: np.ndarray, sigma: np.ndarray) -> tuple[Tensor, Tensor | None]:
@@ -285,7 +349,8 @@ def _edge_noise(it: Iteration, node: np.ndarray) -> Tensor:
 
 
 def _leaf_latent(it: Iteration, leaf: np.ndarray) -> Tensor:
-    return it.rollout.x0[torch.from_numpy(it.plan.tree.first_leaf()[leaf]).to(it.rollout.x0.device)]
+    row = np.searchsorted(it.rollout.leaf, it.plan.tree.first_leaf()[leaf])
+    return it.rollout.x0[torch.from_numpy(row).to(it.rollout.x0.device)]
 
 
 def _cpu(value: np.ndarray) -> Tensor:
@@ -293,6 +358,7 @@ def _cpu(value: np.ndarray) -> Tensor:
 
 
 def _statistics(
+    processes: Processes,
     losses: list[Tensor],
     norms: list[Tensor],
     drifts: list[Tensor],
@@ -301,15 +367,19 @@ def _statistics(
     calls: tuple[int, int, Mapping[str, int]],
 ) -> Updated:
     # The only reads from the device of an update, after its last step.
-    log_ratio = torch.cat(ratios).double().cpu().numpy() if ratios else None
-    outside = None if log_ratio is None or clip is None else np.abs(np.expm1(log_ratio)) > clip
+    log_ratio = torch.cat(ratios).double().cpu().numpy() if ratios else np.zeros(0)
+    loss = float(torch.stack(losses).sum()) if losses else 0.0
+    drift = [float(torch.stack(drifts).max())] if drifts else []
+    told = processes.gathered((loss, drift, log_ratio, calls))
+    moved = np.concatenate([theirs for _, _, theirs, _ in told])
+    apart = [value for _, theirs, _, _ in told for value in theirs]
     return Updated(
-        loss=float(torch.stack(losses).sum()) / len(norms) if losses else 0.0,
+        loss=sum(theirs for theirs, *_ in told) / (len(norms) * processes.count),
         grad_norm=float(torch.stack(norms).mean()),
-        drift=float(torch.stack(drifts).max()) if drifts else None,
-        log_ratio_max=None if log_ratio is None else float(np.abs(log_ratio).max()),
-        clip_fraction=None if outside is None else float(outside.mean()),
-        calls=calls[0],
-        anchor_calls=calls[1],
-        named_calls=calls[2],
+        drift=max(apart) if apart else None,
+        log_ratio_max=float(np.abs(moved).max()) if moved.size else None,
+        clip_fraction=float((np.abs(np.expm1(moved)) > clip).mean()) if moved.size and clip is not None else None,
+        calls=sum(theirs[0] for *_, theirs in told),
+        anchor_calls=sum(theirs[1] for *_, theirs in told),
+        named_calls={name: sum(theirs[2][name] for *_, theirs in told) for name in calls[2]},
     )

@@ -11,7 +11,8 @@ import shutil
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -19,19 +20,21 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from bench import judge, loop, record
+from bench.accelerated import make_accelerator, start_trackers
 from bench.config import Cell, Shared, cell_from_record, digest, identity, weights
 from bench.contract import Reward
 from bench.cost import flops_per_call
 from bench.data import evenly, load_prompts
 from bench.environment import environment
 from bench.lock import locked
+from bench.lora import add_lora
 from bench.models.source import resolve_model
-from bench.policy import Condition, Policy
+from bench.policy import Condition, Policy, enable_gradient_checkpointing
+from bench.processes import ALONE, Processes, give_up, join, leave
 from bench.registry import Registry, load
+from bench.update import Trainer
 
 
 @dataclass(slots=True, kw_only=True)
@@ -40,6 +43,11 @@ class Worker:
 
     suite: Path
     device: torch.device
+    processes: Processes = ALONE
+    parallel: str = "ddp"
+    """How they hold the model: each the whole (ddp), or each a part (fsdp2)."""
+    trackers: tuple[str, ...] = ()
+    """Told of every iteration, beside metrics.jsonl."""
     encoded: dict[tuple[str, tuple[str, ...]], Condition] = field(default_factory=dict)
     """Prompts are encoded once a process."""
     scorers: dict[str, Reward] = field(default_factory=dict)
@@ -50,40 +58,72 @@ class Worker:
         config = yaml.safe_load((folder / "config.yaml").read_text())
         files = [Path(p) for p in config["plugins"]]
         cell, rewards = cell_from_record(config, load("algorithms", files)), load("rewards", files)
-        record.write_json(folder / "environment.json", environment(_device_name(self.device), torch.get_num_threads()))
-        policy = self.policy(replace(cell.shared, guidance=cell.keys["guidance"]), files)
+        if self.processes.first:
+            record.write_json(folder / "environment.json", self.environment())
+        policy = self.trainable(cell)
         judges = self.judges(cell.shared, rewards, policy)
         self.base(cell, judges, wait=False)
-        parts = self.parts(cell, rewards, policy)
-        flops = flops_per_call(policy, parts.condition)
-        trainer = loop.train(parts, folder)
-        judge.load_average(trainer)
-        # Judged in fp32, as the base was, also where training ran in bf16.
-        policy.model = parts.accelerator.unwrap_model(policy.model, keep_fp32_wrapper=False)
-        found = judge.judge(policy, judges, cell.shared)
-        judge.write_samples(folder / "samples", found)
-        _whole(folder / "pipeline", policy.save)
+        flops = flops_per_call(policy, judges.condition)
+        trained = self.train(self.parts(cell, rewards, policy), judges, folder)
+        # Judged whole and in fp32, as the base was, also where training ran in parts or in bf16.
+        policy = self.trainable(cell)
+        judge.load_weights(policy, trained)
+        found = judge.judge(policy, judges, cell.shared, processes=self.processes)
         base = self.base(cell, judges, wait=True)
-        rows = list(record.read_rows(folder / "metrics.jsonl"))
-        record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
-        record.write_text(folder / "DONE", cell.hash + "\n")
+        if self.processes.first:
+            rows = list(record.read_rows(folder / "metrics.jsonl"))
+            judge.write_samples(shown(folder, len(rows)), found.images)
+            _whole(folder / ("lora" if cell.shared.lora_rank else "pipeline"), policy.save)
+            record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
+            record.write_text(folder / "DONE", cell.hash + "\n")
+
+    def train(self, parts: loop.Parts, judges: judge.Judges, folder: Path) -> list[torch.Tensor]:
+        """Train a cell; return its weights, and let go of everything else."""
+
+        def show(trainer: Trainer, iterations: int) -> None:
+            images = judge.snapshot(trainer, judges, parts.cell.shared)
+            if self.processes.first:
+                judge.write_samples(shown(folder, iterations), images)
+
+        try:
+            return judge.trained_weights(loop.train(parts, folder, show))
+        finally:
+            for tracker in parts.accelerator.trackers:
+                tracker.finish()
 
     def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
         """Return the objects that a cell is trained with."""
         shared, prompts = cell.shared, load_prompts(cell.shared.prompts).train
         weight = weights(shared.rewards)
-        AcceleratorState._reset_state(reset_partial_state=True)  # the cell before may have had another precision
+        folder = self.suite / cell.folder / "trackers"
+        accelerator = make_accelerator(shared, self.device, self.parallel, self.trackers, folder)
+        if self.trackers:
+            start_trackers(accelerator, cell, folder)
         return loop.Parts(
             cell=cell,
             policy=policy,
-            accelerator=Accelerator(
-                cpu=self.device.type == "cpu", mixed_precision="bf16" if shared.precision == "bf16" else "no"
-            ),
+            accelerator=accelerator,
             rewards=self.load(rewards, tuple(weight)),
             weight=weight,
             prompts=prompts,
             condition=self.condition(shared, policy, prompts),
+            processes=self.processes,
         )
+
+    def environment(self) -> dict[str, Any]:
+        """Return where cells run."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return environment(name, torch.get_num_threads(), self.processes.count, self.parallel)
+
+    def trainable(self, cell: Cell) -> Policy:
+        """Return the untrained model as the cell trains it: with its guidance, and adapters if it has any."""
+        shared = cell.shared
+        policy = self.policy(replace(shared, guidance=cell.keys["guidance"]), [Path(p) for p in cell.plugins])
+        if shared.lora_rank:
+            add_lora(policy, rank=shared.lora_rank, alpha=shared.lora_alpha or 2.0 * shared.lora_rank, seed=cell.seed)
+        if shared.gradient_checkpointing:
+            enable_gradient_checkpointing(policy)
+        return policy
 
     def policy(self, shared: Shared, plugins: Sequence[Path] = ()) -> Policy:
         """Return the untrained model."""
@@ -120,12 +160,20 @@ class Worker:
 
     def base(self, cell: Cell, judges: judge.Judges, *, wait: bool) -> Path:
         """Return the folder of the base record; make it, unless it is there or (without `wait`) being made."""
-        folder = self.suite / f"base-{digest(identity(cell.shared))}"
+        folder, shared = self.suite / f"base-{digest(identity(cell.shared))}", cell.shared
         folder.mkdir(exist_ok=True)
-        with locked(folder, wait=wait) as mine:
-            if mine and not (folder / "result.json").is_file():
-                judge.write_base(folder, self.policy(cell.shared, [Path(p) for p in cell.plugins]), judges, cell.shared)
+        with claimed(folder, self.processes, wait=wait) as mine:
+            if mine and not self.processes.from_first((folder / "result.json").is_file()):
+                policy = self.policy(shared, [Path(p) for p in cell.plugins])
+                found, reference = judge.base_evaluations(policy, judges, shared, self.processes)
+                if self.processes.first:
+                    judge.write_base(folder, found, reference, judges, shared)
         return folder
+
+
+def shown(folder: Path, iterations: int) -> Path:
+    """Return where a cell's images after some iterations are."""
+    return folder / "samples" / f"{iterations:06d}"
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
@@ -137,43 +185,57 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
     part.replace(folder)
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+@contextmanager
+def claimed(folder: Path, processes: Processes, *, wait: bool) -> Iterator[bool]:
+    """Hold a folder's lock, the first process for all; yield whether it is held."""
+    with locked(folder, wait=wait) if processes.first else nullcontext(True) as mine:
+        yield processes.from_first(mine)
 
 
-def work(suite: Path, names: Sequence[str], device: str) -> int:
+def found_device(name: str) -> torch.device:
+    """Return the device of this process."""
+    kind = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if not kind.startswith("cuda"):
+        return torch.device(kind)
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else kind)
+    torch.cuda.set_device(device)
+    return device
+
+
+def work(worker: Worker, names: Sequence[str]) -> int:
     """Run the named cells that are not done, each by one worker; return how many failed here.
 
     A cell that another worker holds is waited for at the end, and taken over if that worker died.
     """
-    found = torch.device(device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    if found.type == "cuda":
-        torch.cuda.set_device(found)
-    worker = Worker(suite=suite, device=found)
-    folders = [suite / name for name in names]
+    folders, processes = [worker.suite / name for name in names], worker.processes
     tried = {folder: _attempt(worker, folder, wait=False) for folder in folders}
     for folder in folders:
-        if tried[folder] is None and not (folder / "error.txt").is_file():
+        if processes.from_first(tried[folder] is None and not (folder / "error.txt").is_file()):
             tried[folder] = _attempt(worker, folder, wait=True)
     return sum(done is False for done in tried.values())
 
 
 def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
     """Run a cell; return whether it is done, None if another worker has it. A failure's traceback is in error.txt."""
-    with locked(folder, wait=wait) as mine:
+    with claimed(folder, worker.processes, wait=wait) as mine:
         if not mine:
             return None
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        if record.is_done(folder, config["hash"]):
+        digest_of_cell = yaml.safe_load((folder / "config.yaml").read_text())["hash"]
+        if worker.processes.from_first(record.is_done(folder, digest_of_cell)):
             return True
         error = folder / "error.txt"
-        error.unlink(missing_ok=True)
+        if worker.processes.first:
+            error.unlink(missing_ok=True)
         try:
             worker.run(folder)
         except Exception as why:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
-            in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
-            record.write_text(error, f"{traceback.format_exc()}\n{in_a_line}\n")
             traceback.print_exc()
+            alike = worker.processes.failed_alike(folder.name)
+            if worker.processes.first if alike else not error.exists():
+                in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
+                record.write_text(error, f"{traceback.format_exc()}\n{in_a_line}\n")
+            if not alike:
+                give_up()
             return False
         return True
 
@@ -196,14 +258,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cells", nargs="*", help="folder names; default: all of the suite")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--tied", action="store_true", help="stop when standard input closes")
+    parser.add_argument(
+        "--parallel", default="ddp", choices=("ddp", "fsdp2"), help="how torchrun's processes hold the model"
+    )
+    parser.add_argument("--track", nargs="*", default=[], help="trackers that are told of every iteration")
     args = parser.parse_args(argv)
     if args.tied:
         stop_with_parent()
     names = args.cells or [path.parent.name for path in sorted(args.suite.glob("*/config.yaml"))]
     try:
-        return 1 if work(args.suite, names, args.device) else 0
+        device = found_device(args.device)
+        worker = Worker(
+            suite=args.suite,
+            device=device,
+            processes=join(device),
+            parallel=args.parallel,
+            trackers=tuple(args.track),
+        )
+        return 1 if work(worker, names) else 0
     except KeyboardInterrupt:
         return 130
+    finally:
+        leave()
 
 
 if __name__ == "__main__":

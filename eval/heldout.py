@@ -15,6 +15,7 @@ from bench.contract import Reward
 from bench.noise import Noise
 from bench.plan import Plan, branching
 from bench.policy import Condition, Policy
+from bench.processes import ALONE, Processes
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 from bench.score import check_scored, score
@@ -56,8 +57,9 @@ def evaluate(
     chunk: int,
     stream: str = "eval",
     shown: int = 32,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Return the evaluation of a policy.
+    """Return the evaluation of a policy, by all processes together, each of which has the whole model.
 
     Args:
         policy: sampled by the ODE.
@@ -72,13 +74,37 @@ def evaluate(
         chunk: most images in memory at a time.
         stream: of the root noise; `eval-reference` is disjoint from `eval`.
         shown: how many images to return, first sample of the first prompts.
+        processes: each evaluates its share of the prompts, and returns what all have found.
 
     Raises:
         RuntimeError: if no image could be scored.
     """
     plan = deterministic(shifted_sigmas(steps, shift), len(prompts), samples, solver)
+    share = np.array_split(np.arange(len(prompts)), processes.count)[processes.rank]
+    condition = condition.to(policy.device)
+    mine = None
+    if len(share):
+        mine = _part(
+            policy, condition, prompts, rewards, featurizer, plan.part(share)[0], samples, chunk, stream, shown
+        )
+    return _whole([part for part in processes.gathered(mine) if part is not None])
+
+
+def _part(
+    policy: Policy,
+    condition: Condition,
+    prompts: Sequence[str],
+    rewards: Mapping[str, Reward],
+    featurizer: Featurizer | None,
+    plan: Plan,
+    samples: int,
+    chunk: int,
+    stream: str,
+    shown: int,
+) -> Evaluation:
+    """Return the evaluation of the plan's slots, scores in a row and an image of each of the first prompts."""
     noise = Noise(seed=EVAL_SEED, iteration=0, root_stream=stream)
-    x0 = rollout(policy, plan, condition.to(policy.device), noise, chunk=chunk).x0
+    x0 = rollout(policy, plan, condition, noise, chunk=chunk).x0
     slot = plan.tree.slot[plan.tree.leaves()]
     texts: list[str] = [prompts[int(s)] for s in slot]
     chunk = max(samples, chunk - chunk % samples)  # whole prompts
@@ -93,13 +119,25 @@ def evaluate(
         said |= dict.fromkeys(scored.failures if scored else ())
         if featurizer is not None:
             features.append(featurizer.features(images).double().cpu().numpy())
-        first = [i for i in range(len(images)) if (start + i) % samples == 0]
+        first = [i for i in range(len(images)) if (start + i) % samples == 0 and slot[start + i] < shown]
         kept.append(images[first].cpu())
-    scores = {name: np.concatenate(v).reshape(len(prompts), samples) for name, v in values.items()}
-    for value in scores.values():
-        check_scored(np.isnan(value).ravel(), list(said))
+    scores = {name: np.concatenate(v).reshape(-1, samples) for name, v in values.items()}
     found = np.concatenate(features) if features else np.zeros((0, 0))
-    return Evaluation(scores=scores, features=found, images=torch.cat(kept)[:shown], failures=tuple(said))
+    return Evaluation(scores=scores, features=found, images=torch.cat(kept), failures=tuple(said))
+
+
+def _whole(parts: Sequence[Evaluation]) -> Evaluation:
+    """Return the evaluation of all prompts, from those of shares of them in order."""
+    scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores}
+    failures = tuple(dict.fromkeys(text for part in parts for text in part.failures))
+    for value in scores.values():
+        check_scored(np.isnan(value).ravel(), failures)
+    return Evaluation(
+        scores=scores,
+        features=np.concatenate([part.features for part in parts]),
+        images=torch.cat([part.images for part in parts]),
+        failures=failures,
+    )
 
 
 def deterministic(sigmas: Float[np.ndarray, " knot"], slots: int, samples: int, solver: str) -> Plan:

@@ -1,8 +1,9 @@
 """Workers as forks of one process that has paid for the imports, and for encoding the prompts: `python zygote.py`.
 
 A line of standard input is a list of jobs, {"suite": folder, "cells": names, "workers": how many at once, "die": where
-a worker kills itself, "ran": file, "listing": file}, run one after another. The answer, a line of standard output, is
-the exit codes of each job's workers, -9 for a killed one.
+a worker kills itself, "ran": file, "listing": file, "processes": of one run, as torchrun starts them, "parallel": how},
+run one after another. The answer, a line of standard output, is the exit codes of each job's workers, -9 for a
+killed one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -151,7 +153,10 @@ def log_runs(file: str) -> None:
 
 
 def worker(job: Mapping[str, Any]) -> int:
-    from bench.worker import work
+    import torch
+
+    from bench import processes
+    from bench.worker import Worker, work
 
     if job.get("listing"):
         folder = Path(job["suite"], job["cells"][0])
@@ -162,15 +167,34 @@ def worker(job: Mapping[str, Any]) -> int:
         DEATHS[where](at)
     if job.get("ran"):
         log_runs(job["ran"])
-    return work(Path(job["suite"]), job["cells"], "cpu")
+    device, processes.PATIENCE = torch.device("cpu"), 2.0
+    found = processes.join(device)
+    made = Worker(suite=Path(job["suite"]), device=device, processes=found, parallel=job.get("parallel", "ddp"))
+    failed = work(made, job["cells"])
+    processes.leave()
+    return failed
 
 
-def forked(job: Mapping[str, Any]) -> int:
+def places(job: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return what torchrun would tell each worker by its environment."""
+    count = job.get("processes", 1)
+    if count == 1:
+        return [{}] * job.get("workers", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    return [
+        where | {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)} for rank in range(count)
+    ]
+
+
+def forked(job: Mapping[str, Any], place: Mapping[str, str]) -> int:
     """Start a worker; return its process number."""
     child = os.fork()
     if child:
         return child
     status = 70
+    os.environ.update(place)
     try:
         status = worker(job)
     except BaseException:  # noqa: BLE001  # a fork says what went wrong, then ends
@@ -190,7 +214,7 @@ def main() -> None:
         jobs, said = json.loads(line), []
         encode(jobs[0])
         for job in jobs:
-            children = [forked(job) for _ in range(job.get("workers", 1))]
+            children = [forked(job, place) for place in places(job)]
             said.append([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
         print(json.dumps(said), file=answer, flush=True)
 

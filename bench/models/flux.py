@@ -23,6 +23,11 @@ class Flux:
     """A FLUX policy; `model` is the transformer, everything else is frozen."""
 
     calls_per_velocity = 1
+    lora_targets = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    )
+    """All projections of attention, as in the field's recipes for FLUX."""
 
     def __init__(self, folder: Path, *, resolution: int, guidance: float, device: torch.device) -> None:
         """Load transformer and VAE.
@@ -99,7 +104,12 @@ class Flux:
         return (self.vae.decode(z.to(self.vae.dtype)).sample.float() / 2 + 0.5).clamp(0, 1)
 
     def save(self, folder: Path) -> None:
-        """Write a pipeline that `diffusers.FluxPipeline.from_pretrained(folder)` loads."""
+        """Write a pipeline that `from_pretrained(folder)` loads; of a model with adapters, these, for
+        `load_lora_weights(folder)`.
+        """
+        if getattr(self.model, "peft_config", None):
+            _save_lora(self.model, folder)
+            return
         index = json.loads((self.folder / "model_index.json").read_text())
         folder.mkdir(parents=True)
         shutil.copy2(self.folder / "model_index.json", folder)
@@ -107,6 +117,17 @@ class Flux:
             if part != "transformer":
                 shutil.copytree(self.folder / part, folder / part, copy_function=_link)
         self.model.save_pretrained(folder / "transformer")
+
+
+def _save_lora(model: Any, folder: Path) -> None:
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+    from diffusers.training_utils import _collate_lora_metadata
+    from peft import get_peft_model_state_dict
+
+    # Without the metadata a loader takes alpha for the rank.
+    about = _collate_lora_metadata({"transformer": model})
+    layers: Any = get_peft_model_state_dict(model)
+    FluxPipeline.save_lora_weights(folder, layers, **about)
 
 
 def _link(source: str, target: str) -> str:

@@ -50,7 +50,7 @@ def main(zygote: Zygote, random_flux: Path, tmp_path: Path, monkeypatch: pytest.
     """`main("dance")` is `bench run` on the random pipeline, its worker a fork of the zygote."""
     monkeypatch.chdir(tmp_path)
 
-    def started(made: Suite, host: Machine, device: str) -> list:
+    def started(made: Suite, *_: Any) -> list:
         zygote.run(job(made))
         return []
 
