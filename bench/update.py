@@ -79,7 +79,7 @@ class Updated:
     grad_norm: float
     """Mean over the steps, before clipping."""
     drift: float | None
-    """max |log-prob in training - log-prob in the rollout| on the first shard: what rounding and batching cost.
+    """max |log-prob in training - log-prob in the rollout| on the first step: what rounding and batching cost.
     None, as the next two, for an objective that is not of transitions."""
     log_ratio_max: float | None
     """Largest |log ratio| of a transition's densities."""
@@ -96,6 +96,17 @@ class Updated:
 def shards(noise: Noise, slots: int, count: int) -> list[Int[np.ndarray, " shard"]]:
     """Return the iteration's slots in `count` equal shards, in keyed random order."""
     return np.split(noise.generator("shards").permutation(slots), count)
+
+
+def steps_of(it: Iteration, updates: int) -> list[Int[np.ndarray, " _"]]:
+    """Return the queries of each optimiser step: those that the selection names, or those of a shard of the slots."""
+    named = it.selection.update
+    if named is not None:
+        if named.max(initial=0) >= updates:
+            raise ValueError(f"a query is to be trained in optimiser step {named.max()} of {updates}, counted from 0")
+        return [np.flatnonzero(named == step) for step in range(updates)]
+    slot = it.plan.tree.slot[it.selection.read]
+    return [np.flatnonzero(np.isin(slot, s)) for s in shards(it.noise, len(np.unique(it.plan.tree.slot)), updates)]
 
 
 def micro_batches(selection: Selection, query: Int[np.ndarray, " n"], chunk: int) -> Iterator[Int[np.ndarray, " m"]]:
@@ -158,19 +169,19 @@ def update(
     anchor: str,
     clip: float | None,
 ) -> Updated:
-    """Train on a selection: one optimiser step a shard of the slots.
+    """Train on a selection: one optimiser step a shard of the slots, or as the selection says.
 
     Args:
         trainer: changed by the call.
         algorithm: whose loss is minimised.
         it: the iteration's values.
-        updates: shards, and so optimiser steps, U.
+        updates: optimiser steps, U, and so shards.
         chunk: about how many queries a forward and backward takes.
         anchor: "rollout" takes the ratio's denominator from the rollout, "recompute" from one extra pass.
         clip: the clip range, for statistics; None where the loss has none.
     """
-    slot = it.plan.tree.slot[it.selection.read]
-    parts = [np.flatnonzero(np.isin(slot, s)) for s in shards(it.noise, len(np.unique(it.plan.tree.slot)), updates)]
+    parts = steps_of(it, updates)
+    scale = 1.0 if it.selection.update is not None else float(updates)  # a shard holds 1/U of the trees
     old, anchor_calls = it.rollout.log_prob, 0
     on_policy = it.plan.policy == "live" or trainer.named[it.plan.policy].is_live
     transitions = bool((it.plan.noise_level[it.selection.item_node] > 0).all())
@@ -180,7 +191,7 @@ def update(
     losses, norms, drifts, ratios, calls = [], [], [], [], 0
     for shard, queries in enumerate(parts):
         for query in micro_batches(it.selection, queries, chunk) if len(queries) else ():
-            batch = build_batch(it, query, old, float(updates), algorithm.needs)
+            batch = build_batch(it, query, old, scale, algorithm.needs)
             live = evaluate(trainer.policy, it, query, batch.x, batch.sigma)
             calls += len(live)
             if transitions:
