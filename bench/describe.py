@@ -93,7 +93,7 @@ the same, with the window at the start as in the official script; the published 
 branch-mix | | 12.69 | 12.69 | 2.125 | 1.19
 our window moves on every 30 iterations, as the paper says, and reaches wider levels
 branch-official | | 12.69 | 12.69 | 13.63 | 13.63
-the last step is never trained; siblings seldom fall into one of the 36 updates, and only then share a forward
+the last step is never trained; siblings are mostly trained in different ones of the 36 updates, and share no forward
 branch-official(width=mode1) | | 12.69 | 12.69 | 8.63 | 8.63
 the same 138 edges: the first five steps of every chain
 branch-official(mix=true) | | 12.69 | 12.69 | 2.125 | 2.125

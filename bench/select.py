@@ -64,13 +64,13 @@ def trajectory(
     """Return one query a parent, with its chosen children as items: they share one forward and one backward.
 
     An edge weighs 1 / (trees * chosen edges of its tree), so that every tree has the same say (BranchGRPO eq. 5).
-    Where `update` gives every edge an optimiser step, children share a query as far as they share the step.
+    Where `update` gives every edge an optimiser step, siblings seldom meet in one, and an edge is a query of its own:
+    what is trained costs the same whichever steps are drawn.
     """
     node = np.flatnonzero(chosen)
-    step = np.zeros(len(node), int) if update is None else update[node]
-    together = plan.tree.parent[node] * (step.max(initial=0) + 1) + step
-    _, first, item_query = np.unique(together, return_index=True, return_inverse=True)
-    read = plan.tree.parent[node][first]
+    read, item_query = plan.tree.parent[node], np.arange(len(node))
+    if update is None:
+        read, item_query = np.unique(read, return_inverse=True)
     return Selection(
         read=read,
         sigma=plan.sigmas[plan.tree.depth[read]],
@@ -79,7 +79,7 @@ def trajectory(
         item_query=item_query,
         item_node=node,
         weight=edge_weight(plan.tree, node),
-        update=None if update is None else step[first],
+        update=None if update is None else update[node],
     )
 
 
