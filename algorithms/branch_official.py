@@ -23,10 +23,10 @@ TREES = 2  # of a rank: its train_batch_size
 class BranchOfficial(Algorithm):
     """The official code with its script's defaults for FLUX. A rank is two prompts, in order.
 
-    y_b = mean + c s xi_b for child b of a split, xi_b ~ N(0, I) independent, scored by N(y; mean, s^2)
-    r(n) = sum_c w_c r(c) over the children c of node n;  w = softmax_c(log p(c | n))
+    y = mean + 4 s xi at a split, xi ~ N(0, I) independent for every child, scored as of N(mean, s^2)
+    r(n) = sum_m w_m r(m), over the children m of node n;  w = softmax_m(log p(m | n))
     A(n) = (r(n) - mean) / (std + eps), over the nodes of n's tree and depth; 0 where std < 1e-6
-    L = sum over an optimiser step's edges of max(-A rho, -A clip(rho, 1-c, 1+c)) / (12 edges of a tree), rho the ratio
+    L = sum over 12 edges of max(-A rho, -A clip(rho, 1-c, 1+c)) / (12 edges of a tree),  rho = p(y | x) / p_old(y | x)
     """
 
     info: ClassVar[Info] = Info(
@@ -49,7 +49,7 @@ class BranchOfficial(Algorithm):
     factor: int = 2
     """K, children at a split."""
     noise: float = 4.0
-    """c, std of a split's noise over the std that scores it (split_noise_scale)."""
+    """Std of a split's noise over the std that scores it (split_noise_scale)."""
     edges: int = 12
     """Edges of a rank that make an optimiser step (gradient_accumulation_steps)."""
     width: Literal["none", "mode1", "mode2"] = "none"
@@ -75,7 +75,7 @@ class BranchOfficial(Algorithm):
             raise ValueError("factor is at least 2; edges, window and slide at least 1; noise is positive")
 
     def plan(self, ctx: Context) -> Plan:
-        """One root, K children at every split with c times the noise; SDE on every step but the last, or Mix."""
+        """One root, K children at every split with `noise` times the std; SDE on every step but the last, or Mix."""
         T = ctx.steps
         if self.splits[-1] > T - 2:
             raise ValueError(f"split at step {self.splits[-1]}: of {T} steps, the last that can branch is {T - 2}")
