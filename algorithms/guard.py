@@ -69,6 +69,10 @@ class Guard(Algorithm):
         """The host's."""
         return self.host.select(plan, outcome, advantage, ctx)
 
+    def updates(self, ctx: Context) -> int:
+        """The host's."""
+        return self.host.updates(ctx)
+
     def loss(self, batch: Batch, velocity: Velocity) -> Tensor:
         """The clipped surrogate of the normalised ratio, each step's divided by its length."""
         step = batch.transition(velocity["live"])

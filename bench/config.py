@@ -181,7 +181,8 @@ class Cell:
         Raises:
             ValueError: if the algorithm has no plan for these settings.
         """
-        return self.keys | as_planned(self.algorithm.plan(self.context(0, (0,), {})))
+        ctx = self.context(0, (0,), {})
+        return self.keys | {"updates_per_iteration": ctx.updates} | as_planned(self.algorithm.plan(ctx))
 
     @property
     def keys(self) -> dict[str, Any]:
@@ -194,7 +195,7 @@ class Cell:
     def context(self, iteration: int, prompts: Sequence[int], memory: Memory) -> Context:
         """Return what the cell's algorithm may know at an iteration of these prompts, one a slot."""
         keys = self.keys
-        return Context(
+        ctx = Context(
             iteration=iteration,
             seed=self.seed,
             sigmas=shifted_sigmas(keys["steps"], self.shared.shift),
@@ -207,6 +208,7 @@ class Cell:
             prompts=tuple(prompts),
             memory=memory,
         )
+        return dataclasses.replace(ctx, updates=self.algorithm.updates(ctx))
 
 
 def as_planned(plan: Plan) -> dict[str, Any]:
@@ -286,6 +288,9 @@ def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any
     has = field_types(type(base))
     if "roots" in given and "roots" not in has and not hosts(base):
         raise InputError(f"{spec.label} cannot have roots={shared.roots}: how it starts is part of the algorithm")
+    for arm in (f"{spec.algo}-{key}" for key in own.keys() - has.keys()):
+        if arm in algorithms.values:
+            raise InputError(f"{spec.label}: {arm.removeprefix(spec.algo + '-')!r} is an arm of its own, {arm!r}")
     algorithm = replaced(base, {key: value for key, value in given.items() if key in has} | own, spec.label)
     clip = settings(algorithm).get("clip")
     if clip is not None and clip <= 0:

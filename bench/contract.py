@@ -32,7 +32,7 @@ Velocity: TypeAlias = Mapping[str, Tensor]
 Memory = Mapping[str, Any]
 """JSON values that an algorithm carries from one iteration to the next; checkpointed by the loop."""
 
-OWNABLE = frozenset({"clip", "kernel", "eta", "roots", "steps", "solver", "guidance"})
+OWNABLE = frozenset({"clip", "kernel", "eta", "roots", "steps", "solver", "guidance", "updates_per_iteration"})
 """Shared keys an arm may set itself, if its `Info.owns` says so (fairness)."""
 
 HANDED_DOWN = frozenset({"clip", "kernel", "eta", "roots"})
@@ -95,7 +95,7 @@ class Context:
     prompts: tuple[int, ...] = ()
     """Each slot's prompt, as its number in the training set."""
     updates: int = 1
-    """Optimiser steps an iteration."""
+    """Optimiser steps an iteration: the suite's, or as many as the algorithm says (`Algorithm.updates`)."""
     memory: Memory = field(default_factory=dict)
 
     @property
@@ -158,6 +158,14 @@ class Algorithm(Protocol):
         """Return the weighted sum over the batch's items; `velocity["live"]` is the policy's, one row a query."""
         ...
 
+    def updates(self, ctx: Context) -> int:
+        """Return the optimiser steps of every iteration, where `ctx.updates` is the suite's number; by default that.
+
+        An algorithm that owns `updates_per_iteration` returns another, sees it in `ctx.updates` from then on, and says
+        in `Selection.update` which step trains what.
+        """
+        return ctx.updates
+
     def decay(self, ctx: Context) -> Mapping[str, float]:  # noqa: ARG002
         """Return what `old` and `ema` keep of themselves after this iteration: d * itself + (1-d) * live.
 
@@ -194,6 +202,23 @@ def checked_selection(selection: Any) -> Selection:
     if not isinstance(selection, Selection):
         raise TypeError(f"select returned {_spoken(selection)}; a Selection is wanted")
     return selection
+
+
+def checked_updates(updates: Any, selection: Selection, *, owned: bool) -> int:
+    """Return the optimiser steps of an iteration, if the selection agrees about them; else raise TypeError.
+
+    Args:
+        updates: what `updates` returned.
+        selection: which may name the step of every query.
+        owned: whether the algorithm owns `updates_per_iteration`.
+    """
+    if owned != (selection.update is not None):
+        raise TypeError("an algorithm owns updates_per_iteration if its selection says `update`, and only then")
+    if not isinstance(updates, int) or updates < 1:
+        raise TypeError(f"updates returned {_spoken(updates)}; a number from 1 on is wanted")
+    if selection.update is not None and selection.update.max(initial=0) >= updates:
+        raise TypeError(f"select names optimiser step {selection.update.max()} of {updates}, counted from 0")
+    return updates
 
 
 def checked_decay(decay: Any) -> Mapping[str, float]:

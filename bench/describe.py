@@ -22,8 +22,16 @@ from bench.preview import planned
 from bench.registry import InputError, Registry, load
 
 PAPER = replace(Shared(), **PRESETS["paper"].shared)
-RULES = ("plan", "credit", "select", "loss", "decay", "remember")
-EXAMPLES = {"guard": ["guard(host=branch)"]}
+RULES = ("plan", "credit", "select", "updates", "loss", "decay", "remember")
+EXAMPLES = {
+    "guard": ["guard(host=branch)"],
+    "branch-official": [
+        "branch-official(width=mode1)",
+        "branch-official(width=mode2)",
+        "branch-official(depths=[15,16,17,18])",
+        "branch-official(mix=true)",
+    ],
+}
 """Arm -> others worth showing beside it."""
 COMMON = {
     "ddof": "Of the std that normalises: 0 divides by n, 1 by n-1.",
@@ -84,6 +92,12 @@ branch-mix(slide=300) | | 12.69 | 12.69 | 2.125 | 1.19
 the same, with the window at the start as in the official script; the published 4.25 fits no single tree
 branch-mix | | 12.69 | 12.69 | 2.125 | 1.19
 our window moves on every 30 iterations, as the paper says, and reaches wider levels
+branch-official | | 12.69 | 12.69 | 13.63 | 13.63
+the last step is never trained; siblings are mostly trained in different ones of the 36 updates, and share no forward
+branch-official(width=mode1) | | 12.69 | 12.69 | 8.63 | 8.63
+the same 138 edges: the first five steps of every chain
+branch-official(mix=true) | | 12.69 | 12.69 | 2.125 | 2.125
+the same 34 edges, with a window that never moves
 nft | steps=10,group_size=24,updates_per_iteration=1 | 10 | 10 | 9, of 3 forwards | –
 the same three forwards; those of other policies are counted apart
 awm | steps=14,group_size=24,updates_per_iteration=1 | 14 | 14 | 6, of 3 forwards | –

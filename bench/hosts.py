@@ -85,8 +85,13 @@ def info_record(algorithm: Algorithm) -> dict[str, Any]:
         "paper": "; on ".join([info.paper, *(host.paper for _, host in below)]),
         "reference": "; on ".join([info.reference, *(host.reference for _, host in below)]),
         "deviations": [*info.deviations, *(f"{name}: {line}" for name, host in below for line in host.deviations)],
-        "owns": sorted(info.owns.union(*(host.owns for _, host in below))),
+        "owns": sorted(owns(algorithm)),
     }
+
+
+def owns(algorithm: Algorithm) -> frozenset[str]:
+    """Return the shared keys that an algorithm, or one it builds on, may set itself."""
+    return algorithm.info.owns.union(*(host.info.owns for host in hosts(algorithm)))
 
 
 def code(algorithm: Algorithm) -> list[str]:

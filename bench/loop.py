@@ -165,7 +165,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
             trainer,
             algorithm,
             it,
-            updates=shared.updates_per_iteration,
+            updates=ctx.updates,
             chunk=shared.micro_batch,
             anchor=shared.anchor,
             clip=clip,
@@ -176,7 +176,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     row = make_row(iteration, scores, outcome.reward, updated, cost.nested(), rolled.calls, parts.policy)
     row["peak_memory_bytes"] = max(processes.gathered(row["peak_memory_bytes"]))
     seconds = clock.read()
-    row["warnings"] = drift_warnings(updated.drift, clip, shared)
+    row["warnings"] = drift_warnings(updated.drift, clip, shared, ctx.updates)
     row["seconds"] = seconds | {"other": time.perf_counter() - began - sum(seconds.values())}
     return row, memory
 
@@ -234,15 +234,9 @@ def check_finite(iteration: int, number: float, what: str) -> None:
         raise RuntimeError(f"training diverged at iteration {iteration}: {what} not finite; lower lr or eta")
 
 
-def drift_warnings(drift: float | None, clip: float | None, shared: Shared) -> list[str]:
+def drift_warnings(drift: float | None, clip: float | None, shared: Shared, updates: int) -> list[str]:
     """Return a warning where rounding, and not the policy, moves ratios that later shards are clipped by."""
-    if (
-        clip is None
-        or drift is None
-        or shared.updates_per_iteration == 1
-        or shared.anchor == "recompute"
-        or drift <= clip / 10
-    ):
+    if clip is None or drift is None or updates == 1 or shared.anchor == "recompute" or drift <= clip / 10:
         return []
     return [
         f"log-probs drift by {drift:.1e} between rollout and training, more than a tenth of the clip range {clip:g}; "

@@ -27,7 +27,7 @@ _EARLY = {
     "lr": 1e-4,
     "betas": (0.9, 0.99),
 }
-_EARLY_SPLITS = {"branch": {"splits": (0, 1, 2, 3)}}
+_EARLY_SPLITS = {family: {"splits": (0, 1, 2, 3)} for family in ("branch", "branchofficial")}
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {

@@ -6,7 +6,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from bench.contract import (
     checked_decay,
     checked_plan,
     checked_selection,
+    checked_updates,
 )
 from bench.cost import Nfe, mean_nfe, nfe
 from bench.environment import cpu_name
+from bench.hosts import owns
 from bench.plan import Plan
 from bench.registry import InputError
 
@@ -60,15 +62,16 @@ def planned(cell: Cell) -> Planned:
     costs: list[Nfe] = []
     live = dict.fromkeys(sorted(cell.algorithm.needs & POLICIES), True)
     leaves, memory, deeds = 0, {}, hashlib.sha256(type(cell.algorithm).__qualname__.encode())
-    first = cell.context(0, (0,), memory)
+    owned = "updates_per_iteration" in owns(cell.algorithm)
     for iteration in range(cell.shared.iterations):
-        ctx = replace(first, iteration=iteration, memory=memory)
         try:
+            ctx = cell.context(iteration, (0,), memory)
             plan = checked_plan(cell.algorithm.plan(ctx))
             check_claims(cell, plan)
             outcome = made_up_outcome(plan)
             advantage = np.nan_to_num(checked_credit(cell.algorithm.credit(plan, outcome, ctx), plan))
             selection = checked_selection(cell.algorithm.select(plan, outcome, advantage, ctx))
+            updates = checked_updates(ctx.updates, selection, owned=owned)
             memory = cell.algorithm.remember(plan, {outcome.name: outcome}, ctx)
             decay = checked_decay(cell.algorithm.decay(ctx))
         except ValueError as error:
@@ -79,18 +82,20 @@ def planned(cell: Cell) -> Planned:
             raise InputError(f"{cell.arm}: {type(error).__name__}: {error}{_place(error)}") from error
         if not len(selection.item_node):
             raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={ctx.train_steps}")
-        first_shard = len(selection.read) / cell.shared.updates_per_iteration
-        rows = {name: len(selection.read) - first_shard * is_live for name, is_live in live.items()}
+        first_step = len(selection.read) / updates
+        rows = {name: len(selection.read) - first_step * is_live for name, is_live in live.items()}
         costs.append(nfe(plan, selection, named_rows=rows))
         live = {name: name != "reference" and decay.get(name, 0.0) == 0 for name in live}
         leaves = len(outcome.leaf)
         for array in (
             plan.noise_level,
             plan.coupling,
+            plan.noise_scale,
             plan.tree.parent,
             advantage,
             selection.item_node,
             selection.sigma,
+            *([] if selection.update is None else [selection.update]),
         ):
             deeds.update(array.tobytes())
         deeds.update(f"{plan.kernel} {plan.solver} {plan.policy}".encode())

@@ -36,6 +36,16 @@ def below_best_child(tree: Tree, score: Float[np.ndarray, " node"], depth: int) 
     return (child >= 0) & best[child]
 
 
+def place(
+    group: Int[np.ndarray, " n"], value: Float[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Return each entry's place in its group, from the least value on, and the group's size; among equals in order."""
+    order = np.lexsort((value, group))
+    at = np.empty_like(order)
+    at[order] = np.arange(len(order)) - np.searchsorted(group[order], group[order])
+    return at, np.bincount(group)[group]
+
+
 def above_extremes(
     tree: Tree, leaf: Int[np.ndarray, " leaf"], reward: Float[np.ndarray, " leaf"]
 ) -> Bool[np.ndarray, " node"]:

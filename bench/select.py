@@ -25,7 +25,10 @@ class Selection:
     item_query: Int[np.ndarray, " item"]
     item_node: Int[np.ndarray, " item"]
     weight: Float[np.ndarray, " item"]
-    """Global: over all slots of the iteration, already divided."""
+    """Global: over all slots, already divided; of the iteration, or where `update` says it, of the optimiser step."""
+    update: Int[np.ndarray, " query"] | None = None
+    """Optimiser step of the iteration in which a query is trained, for an algorithm that owns
+    `updates_per_iteration`; None: the step of its slot's shard."""
 
     def __post_init__(self) -> None:
         queries, items = len(self.read), len(self.item_node)
@@ -35,21 +38,30 @@ class Selection:
             raise ValueError("item_query, item_node and weight have one entry an item")
         if items and not (0 <= self.item_query.min() and self.item_query.max() < queries):
             raise ValueError(f"item_query must be in 0..{queries - 1}")
+        if self.update is not None:
+            check_update(self.update, self.unit)
 
-    def of_slots(self, tree: Tree, slots: Int[np.ndarray, " some"]) -> Selection:
-        """Return what is trained of some slots; weights stay global, units keep their names."""
-        mine = np.isin(tree.slot[self.read], slots)
-        place = np.cumsum(mine) - 1
+    def part(self, mine: Bool[np.ndarray, " query"]) -> Selection:
+        """Return some of the queries, with all their items; weights and units stay as they are."""
         item = mine[self.item_query]
         return Selection(
             read=self.read[mine],
             sigma=self.sigma[mine],
             draw=self.draw[mine],
             unit=self.unit[mine],
-            item_query=place[self.item_query[item]],
+            item_query=(np.cumsum(mine) - 1)[self.item_query[item]],
             item_node=self.item_node[item],
             weight=self.weight[item],
+            update=None if self.update is None else self.update[mine],
         )
+
+
+def check_update(update: Int[np.ndarray, " _"], unit: Int[np.ndarray, " query"]) -> None:
+    """Raise ValueError unless there is an optimiser step a query, from 0 on, and one for all queries of a unit."""
+    if len(update) != len(unit) or (update < 0).any():
+        raise ValueError("update has one entry a query, from 0 on")
+    if np.unique(np.stack([unit, update]), axis=1).shape[1] > len(np.unique(unit)):
+        raise ValueError("the queries of a unit are trained in one optimiser step: they share a micro-batch")
 
 
 def trainable(
@@ -60,13 +72,19 @@ def trainable(
     return (plan.noise_level > 0) & at_step & has_valid_leaf(plan.tree, leaf, reward)
 
 
-def trajectory(plan: Plan, chosen: Bool[np.ndarray, " node"]) -> Selection:
+def trajectory(
+    plan: Plan, chosen: Bool[np.ndarray, " node"], update: Int[np.ndarray, " node"] | None = None
+) -> Selection:
     """Return one query a parent, with its chosen children as items: they share one forward and one backward.
 
     An edge weighs 1 / (trees * chosen edges of its tree), so that every tree has the same say (BranchGRPO eq. 5).
+    Where `update` gives every edge an optimiser step, siblings seldom meet in one, and an edge is a query of its own:
+    what is trained costs the same whichever steps are drawn.
     """
     node = np.flatnonzero(chosen)
-    read, item_query = np.unique(plan.tree.parent[node], return_inverse=True)
+    read, item_query = plan.tree.parent[node], np.arange(len(node))
+    if update is None:
+        read, item_query = np.unique(read, return_inverse=True)
     return Selection(
         read=read,
         sigma=plan.sigmas[plan.tree.depth[read]],
@@ -75,6 +93,7 @@ def trajectory(plan: Plan, chosen: Bool[np.ndarray, " node"]) -> Selection:
         item_query=item_query,
         item_node=node,
         weight=edge_weight(plan.tree, node),
+        update=None if update is None else update[node],
     )
 
 

@@ -139,6 +139,14 @@ def path_sum(tree: Tree, value: Float[np.ndarray, " node"]) -> Float[np.ndarray,
     return total
 
 
+def log_share(tree: Tree, log_prob: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
+    """Return the log of each edge's softmax among its siblings; 0 of an only child, whatever its log-prob."""
+    known, child = np.nan_to_num(log_prob, nan=0.0), tree.parent >= 0
+    total = np.full(len(tree), -np.inf)
+    np.logaddexp.at(total, tree.parent[child], known[child])
+    return np.where(child, known - total[tree.parent], 0.0)
+
+
 def fuse(
     tree: Tree,
     leaf: Int[np.ndarray, " leaf"],
@@ -185,12 +193,14 @@ def normalize(
     if ddof not in (0, 1) or not 0 <= eps < np.inf:
         raise ValueError(f"ddof={ddof}, eps={eps}: ddof is 0 or 1, and eps a number from 0 on")
     valid = ~np.isnan(value)
-    centred, _ = _deviation(value, segment, ddof)
-    _, std = _deviation(value, segment if spread is None else spread, ddof)
+    centred, _ = deviation(value, segment, ddof)
+    _, std = deviation(value, segment if spread is None else spread, ddof)
     return np.where(valid, centred / (std + eps), np.nan)
 
 
-def _deviation(value: np.ndarray, segment: np.ndarray, ddof: int) -> tuple[np.ndarray, np.ndarray]:
+def deviation(
+    value: Float[np.ndarray, " n"], segment: Int[np.ndarray, " n"], ddof: int
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """Return each value's distance from its segment's mean (0 for NaN), and its segment's std."""
     valid = ~np.isnan(value)
     _, group = np.unique(segment, return_inverse=True)

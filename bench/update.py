@@ -90,7 +90,7 @@ class Updated:
     grad_norm: float
     """Mean over the steps, before clipping."""
     drift: float | None
-    """max |log-prob in training - log-prob in the rollout| on the first shard: what rounding and batching cost.
+    """max |log-prob in training - log-prob in the rollout| on the first step: what rounding and batching cost.
     None, as the next two, for an objective that is not of transitions."""
     log_ratio_max: float | None
     """Largest |log ratio| of a transition's densities."""
@@ -125,6 +125,19 @@ def owners(noise: Noise, slots: int, processes: int) -> Int[np.ndarray, " slot"]
 def shards(noise: Noise, slots: int, count: int) -> list[Int[np.ndarray, " shard"]]:
     """Return the iteration's slots in `count` equal shards, in keyed random order."""
     return np.split(noise.generator("shards").permutation(slots), count)
+
+
+def steps_of(it: Iteration, updates: int) -> Int[np.ndarray, " query"]:
+    """Return the optimiser step of each query: the one that the selection names, or that of its slot's shard."""
+    named = it.selection.update
+    if named is not None:
+        if named.max(initial=0) >= updates:
+            raise ValueError(f"a query is to be trained in optimiser step {named.max()} of {updates}, counted from 0")
+        return named
+    step = np.empty(len(np.unique(it.plan.tree.slot)), int)
+    for number, slots in enumerate(shards(it.noise, len(step), updates)):
+        step[slots] = number
+    return step[it.plan.tree.slot[it.selection.read]]
 
 
 def micro_batches(selection: Selection, query: Int[np.ndarray, " n"], chunk: int) -> Iterator[Int[np.ndarray, " m"]]:
@@ -187,13 +200,13 @@ def update(
     anchor: str,
     clip: float | None,
 ) -> Updated:
-    """Train on a selection: one optimiser step a shard of the slots.
+    """Train on a selection: one optimiser step a shard of the slots, or as the selection says.
 
     Args:
         trainer: changed by the call.
         algorithm: whose loss is minimised.
         it: the iteration's values.
-        updates: shards, and so optimiser steps, U.
+        updates: optimiser steps, U, and so shards.
         chunk: about how many queries a forward and backward takes.
         anchor: "rollout" takes the ratio's denominator from the rollout, "recompute" from one extra pass.
         clip: the clip range, for statistics; None where the loss has none.
@@ -202,26 +215,26 @@ def update(
     transitions = bool((it.plan.noise_level[it.selection.item_node] > 0).all())
     processes, every = trainer.processes, shares(it, trainer.processes.count, updates, chunk)
     mine, rounds = every[processes.rank], [max(map(len, step)) for step in zip(*[s.passes for s in every], strict=True)]
+    # Gradients are averaged over processes; weights are of all of them, and of the iteration where none names its step.
+    scale = float(processes.count * (updates if it.selection.update is None else 1))
     it, old, anchor_calls = replace(it, selection=mine.selection), it.rollout.log_prob, 0
     if anchor == "recompute" and updates > 1 and on_policy and transitions:
         later = [[batch for step in share.passes[1:] for batch in step] for share in every]
         old, anchor_calls = recomputed(trainer.policy, it, later[processes.rank], max(map(len, later)))
     named, named_calls = named_velocities(trainer, it, every, algorithm.needs & POLICIES, chunk)
-    losses, norms, drifts, ratios, calls = [], [], [], [], 0
-    for shard, passes in enumerate(mine.passes):
-        for number in range(rounds[shard]):
-            with trainer.exchange(last=number == rounds[shard] - 1):
+    losses, norms, drifts, ratios = [], [], [], []
+    for step, passes in enumerate(mine.passes):
+        for number in range(rounds[step]):
+            with trainer.exchange(last=number == rounds[step] - 1):
                 if number >= len(passes):
                     trainer.accelerator.backward(idle(trainer.policy, it))
                     continue
                 query = passes[number]
-                # Gradients are averaged over processes, and the weights are of the whole iteration.
-                batch = build_batch(it, query, old, float(updates * processes.count), algorithm.needs)
+                batch = build_batch(it, query, old, scale, algorithm.needs)
                 live = evaluate(trainer.policy, it, query, batch.x, batch.sigma)
-                calls += len(live)
                 if transitions:
                     new = batch.log_prob(live.detach())
-                    if shard == 0 and on_policy:
+                    if step == 0 and on_policy:
                         drifts.append((new - batch.log_prob_old).abs().max())
                         batch = anchored(batch, live.detach())
                     ratios.append(new - batch.log_prob_old)
@@ -230,19 +243,20 @@ def update(
                 trainer.accelerator.backward(loss)
                 losses.append(loss.detach())
         norms.append(trainer.step())
-    return _statistics(processes, losses, norms, drifts, ratios, clip, (calls, anchor_calls, named_calls))
+    calls = sum(map(len, mine.parts)), anchor_calls, named_calls
+    return _statistics(processes, losses, norms, drifts, ratios, clip, calls)
 
 
 def shares(it: Iteration, count: int, updates: int, chunk: int) -> list[Share]:
     """Return what each process trains; every process knows all of them, for all must make equally many passes."""
-    tree, slots = it.plan.tree, len(np.unique(it.plan.tree.slot))
-    owner, steps, found = owners(it.noise, slots, count), shards(it.noise, slots, updates), []
+    selection, step = it.selection, steps_of(it, updates)
+    slot, found = it.plan.tree.slot[selection.read], []
+    owner = owners(it.noise, len(np.unique(it.plan.tree.slot)), count)[slot]
     for rank in range(count):
-        selection = it.selection.of_slots(tree, np.flatnonzero(owner == rank))
-        slot = tree.slot[selection.read]
-        parts = [np.flatnonzero(np.isin(slot, step)) for step in steps]
-        passes = [list(micro_batches(selection, part, chunk)) if len(part) else [] for part in parts]
-        found.append(Share(selection=selection, parts=parts, passes=passes))
+        mine = selection.part(owner == rank)
+        parts = [np.flatnonzero(step[owner == rank] == number) for number in range(updates)]
+        passes = [list(micro_batches(mine, part, chunk)) if len(part) else [] for part in parts]
+        found.append(Share(selection=mine, parts=parts, passes=passes))
     return found
 
 

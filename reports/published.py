@@ -269,7 +269,12 @@ def _place(label: str, paper: str, mine: Mapping[str, Any]) -> list[Placed]:
     own = [row for row in PUBLISHED if (row.arxiv in paper if row.arxiv else not paper)]
     rows = [Placed(label=label, row=row, differences=differences(row.needs, mine)) for row in own]
     exact = [one for one in rows if not one.differences]
-    return exact or sorted(rows, key=lambda one: len(one.differences))[:1]
+    return exact or sorted(rows, key=lambda one: _apart(one.row.needs, mine))[:1]
+
+
+def _apart(needs: Needs, mine: Mapping[str, Any]) -> int:
+    """Return how many settings differ; one that an arm does not have makes no row nearer than another."""
+    return sum(key in mine and _normal(key, mine[key]) not in accepted for key, accepted in needs.items())
 
 
 def _normal(key: str, value: Any) -> Any:

@@ -38,7 +38,7 @@ def a_prompts_plan_is_the_same_alone_or_among_others(subject: Subject) -> None:
     for c in subject.cases:
         alone, first = c.algorithm.plan(replace(c.ctx, slots=1)), c.plan.tree.slot == 0
         require(len(alone.tree) == first.sum(), f"{len(alone.tree)} nodes alone, {first.sum()} among others")
-        for name in ("noise_level", "coupling"):
+        for name in ("noise_level", "coupling", "noise_scale"):
             close(getattr(alone, name), getattr(c.plan, name)[first], f"{name} alone and among others", 0.0)
 
 
@@ -94,6 +94,8 @@ def equal_rewards_teach_nothing(subject: Subject) -> None:
 def a_selection_is_in_range(subject: Subject) -> None:
     """Stored latents: stochastic edges at trained steps, each once, read at their parents. Noised ones: leaves."""
     for c in subject.cases:
+        idle = set() if c.selection.update is None else {*range(c.ctx.updates)} - {*c.selection.update.tolist()}
+        require(not idle, f"of {c.ctx.updates} optimiser steps {sorted(idle)} train nothing")
         for allowed in (c.ctx.train_steps, c.ctx.train_steps[: len(c.ctx.train_steps) // 2 + 1]):
             ctx = replace(c.ctx, train_steps=allowed)
             s = c.algorithm.select(c.plan, c.outcome, c.advantage, ctx)
@@ -114,7 +116,8 @@ def _stored_in_range(c: Case, s: Selection, allowed: tuple[int, ...]) -> None:
         return  # items are candidates, and may weigh on several queries
     require(len(set(s.item_node.tolist())) == len(s.item_node), "an edge is selected twice")
     require((c.plan.noise_level[s.item_node] > 0).all(), "an ODE edge is selected: it has no density")
-    require(len(set(s.read.tolist())) == len(s.read), "children of one parent have a query each; they can share one")
+    shared = s.update is not None or len(set(s.read.tolist())) == len(s.read)  # siblings may be trained steps apart
+    require(shared, "children of one parent have a query each; they can share one")
 
 
 def _noised_in_range(c: Case, s: Selection) -> None:

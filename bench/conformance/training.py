@@ -44,7 +44,7 @@ def sharing_a_pass_changes_no_gradient(subject: Subject) -> None:
 
 def later_updates_stay_finite(subject: Subject) -> None:
     """Off policy, after a step on another shard, losses and gradients are still numbers."""
-    policy, it = _iteration(subject)
+    policy, it = _iteration(subject, SLOTS)
     updated, gradients = _update(subject, policy, it, updates=SLOTS, lr=1e-3)
     require(np.isfinite(updated.loss), f"the loss of {SLOTS} updates is {updated.loss}")
     require(all(bool(torch.isfinite(g).all()) for g in gradients), "a later gradient is not finite")
@@ -52,7 +52,7 @@ def later_updates_stay_finite(subject: Subject) -> None:
 
 def a_ratio_beyond_the_clip_range_stops_what_it_pushes(subject: Subject) -> None:
     """A transition that became likelier than the range allows has no gradient, if its advantage is positive."""
-    policy, it = _iteration(subject)
+    policy, it = _iteration(subject, SLOTS)
     if "clip" not in settings(subject.smallest.algorithm) or not of_transitions(it.plan, it.selection):
         return
     lower = replace(it.rollout, log_prob=it.rollout.log_prob - 1.0)
@@ -85,9 +85,9 @@ def training_follows_the_advantage(subject: Subject) -> None:
         require(sign * gained > 0, said)
 
 
-def _iteration(subject: Subject) -> tuple[ToyPolicy, Iteration]:
+def _iteration(subject: Subject, updates: int = 1) -> tuple[ToyPolicy, Iteration]:
     policy, c = ToyPolicy(), subject.smallest
-    return policy, iteration_of(policy, c.algorithm, c.ctx, policy.encode(PROMPTS[:SLOTS]))
+    return policy, iteration_of(policy, c.algorithm, replace(c.ctx, updates=updates), policy.encode(PROMPTS[:SLOTS]))
 
 
 def _update(
@@ -117,7 +117,8 @@ def _unshared(s: Selection) -> Selection:
     """Return the selection with a query of its own for every item."""
     own = np.arange(len(s.item_query))
     read, sigma, draw = (value[s.item_query] for value in (s.read, s.sigma, s.draw))
-    return replace(s, read=read, sigma=sigma, draw=draw, unit=own, item_query=own)
+    update = None if s.update is None else s.update[s.item_query]
+    return replace(s, read=read, sigma=sigma, draw=draw, unit=own, item_query=own, update=update)
 
 
 @torch.no_grad()

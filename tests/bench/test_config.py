@@ -90,6 +90,8 @@ def test_shared_keys_reach_every_arm_that_has_them_unless_it_sets_its_own():
         ("dance(clip=0.1)", "'clip' is shared by all arms"),
         ("dance(tf=2)", "fraction of trained steps"),
         ("dunce", "did you mean 'dance'"),
+        ("branch(official=true)", "'official' is an arm of its own, 'branch-official'"),
+        ("guard(host=branch(widpru=true))", "'widpru' is an arm of its own, 'branch-widpru'"),
     ],
 )
 def test_an_arm_may_set_only_its_own_and_what_it_owns(text, says):

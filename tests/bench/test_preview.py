@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from toy import PROMPTS, ToyPolicy
 
+from algorithms.dance import Dance
 from bench import preview
 from bench.config import Cell, Shared, make_cell, parse_arms, resolve
 from bench.cost import Nfe
@@ -152,6 +153,58 @@ def test_the_diff_shows_the_shared_keys_that_arms_set_differently_and_no_others(
     }
     alike = Shared(steps=20, group_size=16, kernel="cps", eta=0.5, clip=1e-3)
     assert config_diff([cell("dance", alike), cell("mix", alike)]) == {}
+
+
+def test_the_diff_shows_the_updates_of_an_arm_that_counts_its_own():
+    shared = replace(PAPER, updates_per_iteration=4, prompts_per_iteration=32)
+    arms = [cell(name, shared) for name in ("branch", "branch-official", "guard(host=branch-official)")]
+    assert config_diff(arms)["updates_per_iteration"] == {arm.arm: 4 if arm.arm == "branch" else 36 for arm in arms}
+    ctx = arms[1].context(2, range(32), {})
+    assert (ctx.updates, ctx.optimizer_steps) == (36, 108)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps(Dance):
+    """Says how many optimiser steps it takes, and in which of them what is trained."""
+
+    many: int = 3
+    last: int = 2
+
+    def updates(self, ctx):
+        return self.many
+
+    def select(self, plan, outcome, advantage, ctx):
+        found = Dance.select(self, plan, outcome, advantage, ctx)
+        return replace(found, update=np.arange(len(found.read)) % (self.last + 1))
+
+
+class Owner(Steps):
+    info = replace(Dance.info, owns=Dance.info.owns | {"updates_per_iteration"})
+
+
+class Silent(Owner):
+    def select(self, plan, outcome, advantage, ctx):
+        return Dance.select(self, plan, outcome, advantage, ctx)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "says"),
+    [
+        (Steps(), "owns updates_per_iteration if its selection says `update`"),
+        (Silent(), "owns updates_per_iteration if its selection says `update`"),
+        (Owner(last=3), "select names optimiser step 3 of 3"),
+        (Owner(many=0), "updates returned 0; a number from 1 on"),
+    ],
+)
+def test_updates_that_contradict_each_other_are_refused_before_anything_runs(algorithm, says):
+    with pytest.raises(InputError, match=says):
+        preview.planned(replace(cell("dance"), algorithm=algorithm))
+    assert preview.planned(replace(cell("dance"), algorithm=Owner())).cost.update_edges == 19
+
+
+def test_arms_that_differ_in_how_noise_is_scored_or_when_edges_are_trained_are_not_alike():
+    arms = [cell(f"branch-official({change})", replace(PAPER, iterations=1)) for change in ("", "noise=2", "edges=24")]
+    assert dry_run(arms, None)["alike"] == {}
 
 
 def test_arms_that_do_the_same_are_named():

@@ -6,7 +6,7 @@ from toy import context
 
 from bench.plan import branching, star
 from bench.schedule import shifted_sigmas
-from bench.select import Selection, forward, trainable, trajectory
+from bench.select import Selection, check_update, forward, trainable, trajectory
 
 PLAN = branching(
     shifted_sigmas(4, 3.0), slots=2, fanout=[2, 1, 2, 1], noise_level=[0.3, 0.0, 0.3, 0.0], kernel="dance_sde"
@@ -46,6 +46,7 @@ def test_every_tree_has_the_same_say_whatever_it_trains():
         {"item_query": np.array([0, 1])},
         {"item_query": np.array([0, 1, 2])},
         {"item_query": np.array([-1, 0, 1])},
+        {"update": np.array([0])},
     ],
 )
 def test_a_selection_whose_parts_disagree_is_refused(change):
@@ -61,6 +62,35 @@ def test_a_selection_whose_parts_disagree_is_refused(change):
     assert len(Selection(**parts).read) == 2
     with pytest.raises((ValueError, TypeError)):  # a shape checker, where one is on, speaks first
         Selection(**parts | change)
+
+
+@pytest.mark.parametrize(
+    ("unit", "update", "says"),
+    [
+        ([0, 1, 2], [0, 1], "one entry a query"),
+        ([0, 1, 2], [0, 1, -1], "from 0 on"),
+        ([0, 0, 1], [0, 1, 1], "of a unit are trained in one optimiser step"),
+    ],
+)
+def test_optimiser_steps_that_split_a_unit_or_miss_a_query_are_refused(unit, update, says):
+    with pytest.raises(ValueError, match=says):
+        check_update(np.array(update), np.array(unit))
+
+
+def test_a_unit_in_one_optimiser_step_is_fine_whatever_the_order_of_steps():
+    check_update(np.array([2, 2, 0, 1]), np.array([5, 5, 3, 4]))
+
+
+def test_edges_that_are_given_optimiser_steps_are_queries_of_their_own_at_the_same_weight():
+    chosen = np.zeros(len(PLAN.tree), bool)
+    chosen[[2, 3, 4, 12]] = True
+    step = np.arange(len(PLAN.tree)) % 5
+    selection = trajectory(PLAN, chosen, step)
+    assert selection.read.tolist() == [0, 0, 1, 7]
+    assert selection.item_query.tolist() == [0, 1, 2, 3]
+    assert selection.update is not None
+    assert selection.update.tolist() == [2, 3, 4, 2]
+    np.testing.assert_array_equal(selection.weight, trajectory(PLAN, chosen).weight)
 
 
 PATHS = star(context(steps=4, slots=2, group_size=3))

@@ -277,3 +277,48 @@ def test_stored_latents_and_noised_leaves_share_no_micro_batch():
     it = noised(made(ToyPolicy()), [0, -1])
     with pytest.raises(ValueError, match="units of their own"):
         build_batch(it, np.arange(2), it.rollout.log_prob, 1.0)
+
+
+def by_own_steps(it: Iteration, updates: int) -> Iteration:
+    """Return the iteration whose selection says itself what the keyed shards are, with the weights of its steps."""
+    s, slot = it.selection, it.plan.tree.slot[it.selection.read]
+    step = np.zeros(len(slot), int)
+    for at, shard in enumerate(shards(it.noise, CTX.slots, updates)):
+        step[np.isin(slot, shard)] = at
+    return replace(it, selection=replace(s, update=step, weight=s.weight * updates))
+
+
+@pytest.mark.parametrize("anchor", ["rollout", "recompute"])
+@pytest.mark.parametrize("updates", [1, 2, 4])
+def test_a_selection_that_names_the_shards_own_steps_trains_bit_for_bit_as_they_do(updates, anchor):
+    def trained(named: bool) -> tuple[Updated, torch.Tensor, list[torch.Tensor]]:
+        policy = ToyPolicy()
+        it, t = drifted(made(policy), 0.01), trainer(policy, lr=0.05, ema_decay=0.27)
+        updated = run(t, by_own_steps(it, updates) if named else it, updates=updates, chunk=3, anchor=anchor)
+        assert t.optimizer_steps == updates
+        return updated, weights(policy), t.ema
+
+    (said, mine, average), (plain, theirs, expected) = trained(named=True), trained(named=False)
+    assert said == plain
+    assert torch.equal(mine, theirs)
+    assert all(torch.equal(a, b) for a, b in zip(average, expected, strict=True))
+
+
+def test_a_step_that_the_selection_names_trains_its_queries_alone_by_their_weights():
+    policy = ToyPolicy()
+    it, t = made(policy), trainer(policy, lr=0.0)
+    step = np.arange(len(it.selection.read)) % 3
+    run(t, replace(it, selection=replace(it.selection, update=step)), updates=3)
+    assert t.optimizer_steps == 3
+    for at, gradient in enumerate(seen(t)):
+        weight = np.where(step[it.selection.item_query] == at, it.selection.weight, 0.0)
+        expected = edge_gradient(policy, replace(it, selection=replace(it.selection, weight=weight)))
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_step_beyond_the_iterations_is_refused():
+    policy = ToyPolicy()
+    it = made(policy)
+    late = replace(it.selection, update=np.full(len(it.selection.read), 3))
+    with pytest.raises(ValueError, match="optimiser step 3 of 3"):
+        run(trainer(policy), replace(it, selection=late), updates=3)

@@ -28,6 +28,12 @@ VARIANTS = {
         "branch(credit_by=leaf)",
         "branch(fusion=uniform)",
     ),
+    "branch-official": (
+        "branch-official(splits=[0,2])",
+        "branch-official(splits=[0,2],width=mode1,noise=2)",
+        "branch-official(splits=[0,2],mix=true,slide=5,window=2)",
+        "branch-official(splits=[0,1],depths=[5],stop=4,slide=1)",
+    ),
     "branch-widpru": ("branch-widpru(splits=[0,2])",),
     "branch-widpru-extreme": ("branch-widpru-extreme(splits=[0,1,2])",),
     "branch-deppru": ("branch-deppru(splits=[0,2],window=2,slide=1)",),
@@ -61,10 +67,11 @@ def subject(arm: str) -> Subject:
     return Subject(arm=arm, algorithms=ALGORITHMS)
 
 
-def trained(arm: str) -> tuple[ToyPolicy, Algorithm, Iteration]:
-    """Return a rolled-out iteration of the arm's smallest case."""
+def trained(arm: str, updates: int = 1) -> tuple[ToyPolicy, Algorithm, Iteration]:
+    """Return a rolled-out iteration of the arm's smallest case, to be trained in so many optimiser steps."""
     small, policy = subject(arm).smallest, ToyPolicy()
-    return policy, small.algorithm, iteration_of(policy, small.algorithm, small.ctx, policy.encode(PROMPTS[:SLOTS]))
+    ctx = replace(small.ctx, updates=updates)
+    return policy, small.algorithm, iteration_of(policy, small.algorithm, ctx, policy.encode(PROMPTS[:SLOTS]))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
@@ -101,7 +108,7 @@ def test_an_update_makes_good_edges_likelier_and_bad_ones_less_likely(arm):
 
 @pytest.mark.parametrize("arm", [arm for arm in TRANSITIONS if "kl=0.5" not in arm])
 def test_a_ratio_beyond_the_clip_range_stops_what_its_advantage_pushes(arm):
-    policy, algorithm, it = trained(arm)
+    policy, algorithm, it = trained(arm, SLOTS)
     lower = replace(it, rollout=replace(it.rollout, log_prob=it.rollout.log_prob - 1.0))
     good = replace(lower, advantage=np.ones(len(it.advantage)))
     t = trainer(policy, lr=0.0, needs=algorithm.needs)

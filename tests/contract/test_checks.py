@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.conformance import CHECKS, ContractError, subjects
+from bench.conformance.choices import a_selection_is_in_range
 from bench.conformance.run import check_all
 from bench.registry import InputError
 from bench.scaffold import new_algorithm
@@ -143,6 +144,22 @@ def test_a_broken_rule_is_found_by_its_check(broken, check):
     (subject,) = subjects(str(broken(WRONG[check.__name__])))
     with pytest.raises(ContractError):
         check(subject)
+
+
+IDLE = """
+    info = replace(Dance.info, owns=Dance.info.owns | {"updates_per_iteration"})
+    def updates(self, ctx):
+        return 3
+    def select(self, plan, outcome, advantage, ctx):
+        found = Dance.select(self, plan, outcome, advantage, ctx)
+        return replace(found, update=2 * (np.arange(len(found.read)) % 2))
+"""
+
+
+def test_an_optimiser_step_that_trains_nothing_is_found(broken):
+    (subject,) = subjects(str(broken(IDLE)))
+    with pytest.raises(ContractError, match=r"of 3 optimiser steps \[1\] train nothing"):
+        a_selection_is_in_range(subject)
 
 
 def test_an_algorithm_that_only_inherits_keeps_all_rules(broken):

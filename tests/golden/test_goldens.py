@@ -16,13 +16,14 @@ import pytest
 import torch
 
 from algorithms.branch import Branch
+from algorithms.branch_official import BranchOfficial
 from algorithms.mix import Mix
 from bench import kernel
 from bench.contract import Context, Outcome
 from bench.kernel import Gaussian
 from bench.schedule import shifted_sigmas
 from bench.solver import dpm2m
-from bench.tree import fuse, normalize, path_sum
+from bench.tree import fuse, log_share, normalize, path_sum
 
 GOLDEN = json.loads((Path(__file__).parent / "goldens.json").read_text())
 STEPS = (0, 1, 5, 10, 15, 18, 19)
@@ -128,21 +129,17 @@ def test_branchs_uniform_fusion_and_depth_wise_advantages():
         np.testing.assert_allclose(advantage[level], golden["adv"], rtol=0, atol=ADVANTAGE)
 
 
-def test_the_official_path_weighting_is_fusion_by_edges_normalised_among_siblings():
-    """The code's recursion is not eq. (3), so no option of ours is it; the arithmetic of both is one.
+def test_branch_officials_path_weighting_and_depth_wise_advantages():
+    """The code's recursion is not eq. (3): a leaf weighs the product of softmaxes over siblings along its path.
 
-    A leaf's official weight is the product of softmaxes over siblings along its path, of the child log-prob
-    .9 + .01 sin(k), k = 0, 1, ... in breadth-first order.
+    The child log-prob is .9 + .01 sin(k), k = 0, 1, ... in breadth-first order.
     """
-    tree = Branch().plan(context()).tree
-    leaf = tree.leaves()
+    algorithm, ctx = BranchOfficial(), context()
+    plan = algorithm.plan(ctx)
+    tree, leaf = plan.tree, plan.tree.leaves()
     log_prob = 0.9 + 0.01 * np.sin(np.arange(len(tree)) - 1)
-    conditional = np.zeros(len(tree))
-    for n in range(1, len(tree)):
-        siblings = tree.parent == tree.parent[n]
-        conditional[n] = log_prob[n] - np.log(np.exp(log_prob[siblings]).sum())
-    value = fuse(tree, leaf, REWARD, path_sum(tree, conditional)[leaf])
-    advantage = normalize(value, tree.depth, ddof=1, eps=1e-8)
+    advantage = algorithm.credit(plan, Outcome(log_prob=log_prob, reward=REWARD, leaf=leaf), ctx)
+    value = fuse(tree, leaf, REWARD, path_sum(tree, log_share(tree, log_prob))[leaf])
     for depth, golden in GOLDEN["tree_pathweighted"].items():
         np.testing.assert_allclose(value[tree.level(int(depth))], golden["reward"], rtol=0, atol=MEAN)
         # The golden advantages follow from rewards of a spread of about .01: rounding counts a hundredfold.

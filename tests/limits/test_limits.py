@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy import PROMPTS, RecordingSGD, ToyPolicy, context, iteration_of, trainer
+from toy import PROMPTS, RecordingSGD, ToyPolicy, context, iteration_of, rewards_of, trainer
 
 from algorithms.awm import Awm
 from algorithms.branch import Branch
+from algorithms.branch_official import BranchOfficial
 from algorithms.dance import Dance
 from algorithms.flow import Flow
 from algorithms.flow_fast import FlowFast
@@ -21,6 +22,7 @@ from algorithms.mix import Mix
 from algorithms.nft import Nft
 from algorithms.tempflow import TempFlow
 from bench.contract import Algorithm, Context
+from bench.tree import fuse, log_share, path_sum
 from bench.update import Iteration, update
 
 CTX = context(steps=6, slots=3, group_size=5)
@@ -34,6 +36,15 @@ def made(algorithm: Algorithm, ctx: Context) -> tuple[Iteration, list[torch.Tens
     update(t, algorithm, it, updates=ctx.slots, chunk=7, anchor="rollout", clip=1e-3)
     assert isinstance(t.optimizer, RecordingSGD)
     return it, t.optimizer.seen
+
+
+def trained_once(algorithm: Algorithm, ctx: Context) -> tuple[Iteration, torch.Tensor]:
+    policy = ToyPolicy()
+    it = iteration_of(policy, algorithm, ctx, policy.encode(PROMPTS[: ctx.slots]))
+    t = trainer(policy)
+    update(t, algorithm, it, updates=1, chunk=7, anchor="rollout", clip=1e-3)
+    assert isinstance(t.optimizer, RecordingSGD)
+    return it, t.optimizer.seen[0]
 
 
 def assert_the_same(one: Algorithm, other: Algorithm, ctx: Context = CTX) -> None:
@@ -81,6 +92,36 @@ def test_branch_with_one_split_in_the_middle_of_a_mix_window_is_mix_after_it():
     ctx = context(slots=2, group_size=4, train_steps=(0,))
     branch = Branch(splits=(0,), factor=4, s=float("inf"), mix=True, window=1, **SAME)
     assert_the_same(branch, Mix(window=1, strategy="frozen", start=0, **SAME), ctx)
+
+
+@pytest.mark.parametrize("fusion", ["path", "uniform"])
+def test_branchs_official_code_with_one_split_scored_as_sampled_and_one_update_is_branch_at_another_scale(fusion):
+    ctx = context(slots=2, group_size=4)
+    official = BranchOfficial(splits=(0,), factor=4, noise=1.0, edges=10_000, **SAME)
+    plain = Branch(splits=(0,), factor=4, s=float("inf"), fusion=fusion, **SAME)
+    assert official.updates(ctx) == 1
+    (a, mine), (b, theirs) = trained_once(official, ctx), trained_once(plain, ctx)
+    assert torch.equal(a.rollout.x0, b.rollout.x0)
+    np.testing.assert_array_equal(a.selection.item_node, b.selection.item_node)
+    np.testing.assert_allclose(a.advantage[1:], b.advantage[1:], rtol=0, atol=1e-12)
+    scale = a.selection.weight[0] / b.selection.weight[0]
+    assert scale == pytest.approx(
+        2 / (10_000 * 48) * 2 * 20
+    )  # 48 edges with the last step's, and 20 trained ones a tree
+    torch.testing.assert_close(mine / scale, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_branchs_official_code_weighs_leaves_as_eq_3_does_from_the_last_split_on_and_not_above_it():
+    ctx = context(slots=2, group_size=4)
+    a, _ = trained_once(BranchOfficial(splits=(0, 2), noise=1.0, **SAME), ctx)
+    b, _ = trained_once(Branch(splits=(0, 2), s=float("inf"), **SAME), ctx)
+    assert torch.equal(a.rollout.x0, b.rollout.x0)
+    below = a.plan.tree.depth >= 3
+    np.testing.assert_allclose(a.advantage[below], b.advantage[below], rtol=0, atol=1e-6)
+    reward, leaf = rewards_of(a.plan), a.plan.tree.leaves()
+    by_edge = fuse(a.plan.tree, leaf, reward, path_sum(a.plan.tree, log_share(a.plan.tree, a.rollout.log_prob))[leaf])
+    by_path = fuse(a.plan.tree, leaf, reward, path_sum(a.plan.tree, a.rollout.log_prob)[leaf])
+    assert np.abs(by_edge - by_path)[a.plan.tree.depth == 1].min() > 1e-6
 
 
 def test_path_weights_at_beta_0_are_uniform():

@@ -65,6 +65,15 @@ def fused(node: TreeNode, reward: Mapping[int, float], log_weight: Mapping[int, 
     return math.fsum(w * reward[i] for w, i in zip(weight, scored, strict=True)) / math.fsum(weight)
 
 
+def shared_upwards(node: TreeNode, reward: Mapping[int, float], log_prob: np.ndarray) -> float:
+    """Return the official code's value: of a node its children's, weighted by the softmax of their edges alone."""
+    if not node.children:
+        return reward[node.index]
+    weight = [math.exp(log_prob[child.index]) if len(node.children) > 1 else 1.0 for child in node.children]
+    values = [shared_upwards(child, reward, log_prob) for child in node.children]
+    return math.fsum(w * v for w, v in zip(weight, values, strict=True)) / math.fsum(weight)
+
+
 def normalized(values: list[float], ddof: int, eps: float) -> list[float]:
     """Return (value - mean) / (std + eps), NaN left out; 0 where there are too few values for a std."""
     known = [v for v in values if not math.isnan(v)]

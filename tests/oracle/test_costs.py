@@ -36,9 +36,10 @@ def counted(found: Cell) -> dict[str, float]:
         advantage = np.nan_to_num(found.algorithm.credit(plan, outcome, ctx))
         s = found.algorithm.select(plan, outcome, advantage, ctx)
         memory = found.algorithm.remember(plan, {outcome.name: outcome}, ctx)
-        queries = set(zip(s.read.tolist(), s.sigma.tolist(), s.draw.tolist(), strict=True))
+        step = range(len(s.read)) if s.update is not None else [0] * len(s.read)  # with steps of their own: one each
+        queries = set(zip(s.read.tolist(), s.sigma.tolist(), s.draw.tolist(), step, strict=True))
         for shard in ({0, 1}, {2, 3}):
-            for read, _, _ in queries:
+            for read, *_ in queries:
                 if int(plan.tree.slot[read]) in shard:
                     calls["update"] += 1
                     calls.update(name for name, weights in version.items() if weights != live)

@@ -7,11 +7,20 @@ import math
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle.recursive import forests, fused, grow, kept_above_extremes, kept_below_best, nodes, normalized
+from oracle.recursive import (
+    forests,
+    fused,
+    grow,
+    kept_above_extremes,
+    kept_below_best,
+    nodes,
+    normalized,
+    shared_upwards,
+)
 
-from bench.prune import above_extremes, below_best_child
+from bench.prune import above_extremes, below_best_child, place
 from bench.select import edge_weight
-from bench.tree import Tree, fuse, has_valid_leaf, normalize, path_sum
+from bench.tree import Tree, fuse, has_valid_leaf, log_share, normalize, path_sum
 
 NUMBER = st.floats(-5, 5)
 REWARD = st.one_of(NUMBER, st.sampled_from([0.0, 1.0, math.nan]))
@@ -69,6 +78,25 @@ def test_weighted_fusion_is_the_softmax_over_scored_leaves(scored):
     weight = dict(zip(leaf.tolist(), log_weight.tolist(), strict=True))
     expected = [fused(n, by_node, weight) for n in nodes(tree)]
     np.testing.assert_allclose(fuse(tree, leaf, reward, log_weight), expected, atol=1e-12)
+
+
+@given(st.data(), forests())
+def test_fusion_by_shares_among_siblings_is_the_recursive_softmax_over_children(data, tree: Tree):
+    log_prob, reward = data.draw(values_on(tree)), data.draw(values_on(tree))[tree.leaves()]
+    by_node = dict(zip(tree.leaves().tolist(), reward.tolist(), strict=True))
+    expected = [shared_upwards(n, by_node, log_prob) for n in nodes(tree)]
+    share = path_sum(tree, log_share(tree, log_prob))[tree.leaves()]
+    np.testing.assert_allclose(fuse(tree, tree.leaves(), reward, share), expected, atol=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1))
+def test_a_place_is_that_of_a_stable_sort_of_the_group(rows):
+    at, size = place(np.array([g for g, _ in rows]), np.array([float(v) for _, v in rows]))
+    for g in {g for g, _ in rows}:
+        mine = [i for i, row in enumerate(rows) if row[0] == g]
+        ranked = sorted(mine, key=lambda i: rows[i][1])
+        assert at[mine].tolist() == [ranked.index(i) for i in mine]
+        assert set(size[mine].tolist()) == {len(mine)}
 
 
 @given(scored_forests())

@@ -58,6 +58,14 @@ def test_else_the_nearest_is_named_with_what_differs(tmp_path, algo, algorithm, 
     assert (one.row.method, list(one.differences)) == (method, differences)
 
 
+def test_the_papers_value_is_only_nearest_to_the_official_code_which_has_other_settings(tmp_path):
+    official = {"splits": [0, 3, 6, 9], "factor": 2, "noise": 4.0, "width": "none", "mix": False, "kernel": "dance_sde"}
+    (one,) = place(tmp_path, "branch-official", "branch", {**official, "eta": 0.3}, FLUX)
+    assert one.row.method == "BranchGRPO"
+    assert one.differences[0] == "s unknown, published 4.0"
+    assert {text.split()[0] for text in one.differences} == {"s", "fusion", "beta", "credit_by", "depth"}
+
+
 def test_a_local_copy_of_the_model_is_the_model(tmp_path):
     (one,) = place(tmp_path, "dance", "dance", PAPER_DANCE, {**FLUX, "model": "/models/FLUX.1-dev"})
     assert not one.differences

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+import torch
 from tiny import Zygote, facts, job
 
 from bench.suite import Suite
@@ -115,3 +116,13 @@ def test_memory_reaches_the_next_iteration_of_a_resumed_cell(killed: Killed):
 def test_no_temporary_file_is_left(killed: Killed):
     for suite in killed.suites.values():
         assert [str(path) for path in suite.folder.rglob("*.part")] == []
+
+
+def test_a_killed_cell_with_optimiser_steps_of_its_own_ends_as_an_uninterrupted_one(make, zygote: Zygote):
+    changes = {"branch-official.splits": "[0,1]", "ema": 0.9, "updates_per_iteration": 2}
+    whole, killed = (make("branch-official", **changes) for _ in range(2))
+    assert zygote.run(job(whole), job(killed, die=DEATHS["between-iterations"]), job(killed)) == [[0], [-9], [0]]
+    assert facts(killed) == facts(whole)
+    state = torch.load(whole.folder / whole.cells[0].folder / "checkpoints" / "000005.pt", weights_only=True)
+    assert state["optimizer_steps"] == 5 * 3  # 36 edges of two trees, 12 a step
+    assert all(0 < row["log_ratio_max"] for row in facts(whole)["rows"])
