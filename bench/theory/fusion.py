@@ -170,4 +170,4 @@ def self_normalised(leaves: int, dims: int, power: float) -> float:
 
 def integral(function: Callable[[float], float]) -> float:
     """Return the integral over the logarithm of t, from where t does nothing to where nothing is left."""
-    return float(integrate.quad(function, -20.0, 20.0, limit=400)[0])
+    return float(integrate.quad(function, -20.0, 60.0, limit=400)[0])
