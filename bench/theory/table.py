@@ -8,7 +8,6 @@ from itertools import groupby
 from bench.theory import baseline, fusion, marginals
 from bench.theory.claim import ERRORS, Claim
 
-WIDTH = 40
 INTRO = f"""\
 # The theory, checked
 
@@ -42,13 +41,12 @@ def all_claims(draws: int, seed: int) -> list[Claim]:
 
 def plain(claims: Sequence[Claim]) -> str:
     """Return the table for a terminal of 120 columns."""
-    lines = [f"{'':{WIDTH}} {'claimed':>8} {'closed':>7} {'measured':>8} {'±':>6}"]
+    lines = [f"{'':40} {'claimed':>8} {'closed':>7} {'measured':>8} {'±':>6}  the claim"]
     for source, rows in groupby(claims, key=lambda claim: claim.source):
         lines.append(source)
-        lines += [
-            f"  {c.name:{WIDTH - 2}} {bound(c):>8} {c.expected:7.4f} {c.measured:8.4f} {c.tolerance:6.4f}  {c.verdict}"
-            for c in rows
-        ]
+        for claim in rows:
+            claimed, closed, measured, tolerance = numbers(claim)
+            lines.append(f"  {claim.name:38} {claimed:>8} {closed:>7} {measured:>8} {tolerance:>6}  {claim.verdict}")
     return "\n".join(lines)
 
 
@@ -65,13 +63,18 @@ def markdown(claims: Sequence[Claim]) -> str:
 
 def row(claim: Claim) -> str:
     """Return a claim as a row of Markdown."""
-    numbers = (bound(claim), f"{claim.expected:.4f}", f"{claim.measured:.4f}", f"{claim.tolerance:.4f}")
-    return f"| {' | '.join((cell(claim.name), *numbers, cell(claim.verdict)))} |"
+    return f"| {' | '.join((cell(claim.name), *numbers(claim), cell(claim.verdict)))} |"
 
 
-def bound(claim: Claim) -> str:
-    """Return what is claimed, with its relation."""
-    return f"{'≤ ' if claim.relation == 'at most' else ''}{claim.claimed:.4f}"
+def numbers(claim: Claim) -> tuple[str, str, str, str]:
+    """Return what is claimed, the closed form, what was measured and its tolerance, as they are printed."""
+    at_most = "≤ " if claim.relation == "at most" else ""
+    return at_most + number(claim.claimed), number(claim.expected), number(claim.measured), number(claim.tolerance)
+
+
+def number(value: float) -> str:
+    """Return a number with four decimals, and no sign before 0."""
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def cell(text: str) -> str:

@@ -70,6 +70,10 @@ def test_a_verdict_compares_the_closed_form_with_the_claim_once_the_simulation_c
     assert replace(CLAIM, **change).verdict == verdict
 
 
+def test_a_number_that_rounds_to_nothing_has_no_sign():
+    assert [table.number(x) for x in (-1e-17, -0.25, 1.0)] == ["0.0000", "-0.2500", "1.0000"]
+
+
 def found(claims: Rows, source: str) -> dict[str, str]:
     return {c.name: c.verdict.partition(":")[0] for c in claims if c.source == source}
 
