@@ -1,7 +1,8 @@
 """Deliberate errors, each of which must turn a test red: `python tests/mutations.py [NAME ...]`.
 
-A copy of the tree is broken in one place at a time, and the tests named with the error are run on it. An error that no
-test notices has survived: that is a test to be written. Exit status 1 if one survives, or if the tests are red already.
+A copy of the tree is broken in one place at a time, and the tests named with the error are run on it. An error that one
+of them does not notice has survived it: that test is to be mended. Exit status 1 if one survives, or if the tests are
+red already.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Mutation:
     before: str
     after: str
     tests: tuple[str, ...]
-    """That must go red, all or some."""
+    """That must go red, each of them in one of its cases at least."""
 
 
 MUTATIONS = (
@@ -224,19 +225,20 @@ def red(tree: Path, tests: Iterable[str]) -> list[str]:
     return [rest.split(" - ")[0] for word, *tail in said if word in ("FAILED", "ERROR") for rest in tail]
 
 
-def killers(mutation: Mutation, tree: Path) -> list[str]:
-    """Return the tests that notice an error in a copy of the tree, and mend the copy."""
+def unnoticed(mutation: Mutation, tree: Path) -> list[str]:
+    """Return the error's tests that stay green with it in a copy of the tree, and mend the copy."""
     file = tree / mutation.file
     sound = file.read_text(encoding="utf-8")
     file.write_text(mutated(mutation, sound), encoding="utf-8")
     try:
-        return red(tree, mutation.tests)
+        noticed = {test.partition("[")[0] for test in red(tree, mutation.tests)}
     finally:
         file.write_text(sound, encoding="utf-8")
+    return [test for test in mutation.tests if test not in noticed]
 
 
 def main(names: Sequence[str]) -> int:
-    """Try the errors of those names, by default all; return 1 unless a test notices each."""
+    """Try the errors of those names, by default all; return 1 unless every test that is named with one notices it."""
     if unknown := [name for name in names if name not in BY_NAME]:
         print(f"no mutation {unknown[0]!r}; known: {', '.join(map(repr, BY_NAME))}", file=sys.stderr)
         return 2
@@ -250,10 +252,14 @@ def main(names: Sequence[str]) -> int:
             print("red without any error:", *already, sep="\n  ")
             return 1
         for mutation in tried:
-            found = killers(mutation, tree)
-            survived += not found
-            shown = found[0].partition("::")[2] if found else ", ".join(mutation.tests)
-            print(f"{'killed  ' if found else 'SURVIVED'}  {mutation.name:58}  {shown}", flush=True)
+            blind = unnoticed(mutation, tree)
+            survived += bool(blind)
+            print(
+                f"{'SURVIVED' if blind else 'killed'}: {mutation.name}",
+                *blind or mutation.tests,
+                sep="\n  ",
+                flush=True,
+            )
     print(f"{len(tried) - survived} of {len(tried)} killed")
     return 1 if survived else 0
 

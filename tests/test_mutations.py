@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from mutations import BY_NAME, MUTATIONS, ROOT, Mutation, copied, killers, main, mutated
+from mutations import BY_NAME, MUTATIONS, ROOT, Mutation, copied, main, mutated, unnoticed
 
 MATTER_MOST = (
     "loss: the advantage's sign is flipped",
     "loss: the clip is dropped",
     "noise: siblings share no draw",
 )
+CLIP = BY_NAME["loss: the clip is dropped"]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", MATTER_MOST)
 def test_an_error_that_matters_turns_its_tests_red(name, tree):
     mutation = BY_NAME[name]
-    assert {test.partition("[")[0] for test in killers(mutation, tree)} == set(mutation.tests)
+    assert unnoticed(mutation, tree) == []
     assert (tree / mutation.file).read_text() == (ROOT / mutation.file).read_text()
 
 
@@ -46,3 +47,20 @@ def test_an_error_without_exactly_one_place_is_refused():
 def test_an_error_of_no_name_is_refused(capsys):
     assert main(["signs"]) == 2
     assert "no mutation 'signs'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "status", "says"),
+    [
+        ([], CLIP.tests, 0, "1 of 1 killed"),
+        ([], CLIP.tests[:1], 1, f"SURVIVED: {CLIP.name}\n  {CLIP.tests[1]}\n"),
+        ([], [], 1, "0 of 1 killed"),
+        (CLIP.tests, [], 1, "red without any error"),
+    ],
+)
+def test_the_status_is_1_unless_the_tests_were_green_and_then_red(before, after, status, says, monkeypatch, capsys):
+    answers = iter([before, after])
+    monkeypatch.setattr("mutations.COPIED", ("bench",))
+    monkeypatch.setattr("mutations.red", lambda tree, tests: next(answers))
+    assert main([CLIP.name]) == status
+    assert says in capsys.readouterr().out
