@@ -30,6 +30,7 @@ examples:
   bench list
   bench new-algorithm my-grpo
   bench check my_grpo.py
+  bench theory
   bench report quick-tiny-flux-0123456789
 """
 

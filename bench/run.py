@@ -28,7 +28,14 @@ from bench.suite import Suite, check_closed
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    verbs = {"run": run, "list": list_plugins, "report": report, "check": check, "new-algorithm": new_algorithm}
+    verbs = {
+        "run": run,
+        "list": list_plugins,
+        "report": report,
+        "check": check,
+        "new-algorithm": new_algorithm,
+        "theory": theory,
+    }
     verb = words.pop(0) if words and words[0] in verbs else "run"
     try:
         return verbs[verb](words)
@@ -178,6 +185,25 @@ def new_algorithm(words: Sequence[str]) -> int:
     print(f"  bench check {file}")
     print(f"  bench run --algos dance,{args.name} --plugin {file} --preset smoke")
     return 0
+
+
+def theory(words: Sequence[str]) -> int:
+    """Print what is true of branching rollouts; return 1 if a simulation and its closed form differ."""
+    about = "Check what is claimed of branching rollouts, against closed forms for Gaussian data."
+    parser = argparse.ArgumentParser(prog="bench theory", description=about, allow_abbrev=False)
+    parser.add_argument("--draws", type=int, default=20_000, metavar="N", help="behind a measurement (default: 20000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default: 0)")
+    parser.add_argument("--markdown", action="store_true", help="print docs/theory.md")
+    args = parsed(parser, words)
+    if args.draws < 1000:
+        raise InputError(f"--draws {args.draws}: at least 1000 are needed for a standard error")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed {args.seed}: a whole number from 0 on, below 2**63, is wanted")
+    from bench.theory import table
+
+    claims = table.all_claims(args.draws, args.seed)
+    print(table.markdown(claims) if args.markdown else table.plain(claims))
+    return 0 if all(claim.agrees for claim in claims) else 1
 
 
 def report(words: Sequence[str]) -> int:

@@ -65,8 +65,17 @@ CHECK = [
     "conformance.toy",
     "conformance.training",
 ]
+THEORY = [
+    "theory",
+    "theory.baseline",
+    "theory.claim",
+    "theory.fusion",
+    "theory.gaussian",
+    "theory.marginals",
+    "theory.table",
+]
 COMMAND = ["arguments", "run"]
-RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, COMMAND)]
+RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, THEORY, COMMAND)]
 
 ARITHMETIC = [
     "bench.contract",

@@ -93,8 +93,10 @@ def test_every_shard_takes_one_step_by_the_gradient_of_its_own_slots():
 def test_on_policy_the_loss_is_minus_the_weighted_advantages():
     policy = ToyPolicy()
     it = made(policy, Dance(eta=0.5))
+    it = replace(it, advantage=it.advantage + 0.3)  # a group's own sum to 0, which has no sign
     updated = run(trainer(policy), it, Dance(eta=0.5))
     expected = -(it.selection.weight * it.advantage[it.selection.item_node]).sum()
+    assert abs(expected) > 0.1
     assert updated.loss == pytest.approx(expected, abs=1e-6)
     assert updated.clip_fraction == 0
 

@@ -29,7 +29,7 @@ def test_list_names_a_plugin(call, files):
 
 
 def test_help_of_each_verb(call, capsys):
-    for verb in ([], ["run"], ["list"], ["report"]):
+    for verb in ([], ["run"], ["list"], ["report"], ["theory"]):
         with pytest.raises(SystemExit) as end:
             call([*verb, "--help"])
         assert end.value.code == 0
