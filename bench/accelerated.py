@@ -60,10 +60,20 @@ def prepare(accelerator: Accelerator, policy: Policy, optimizer: Any, shared: Sh
 
 
 def start_trackers(accelerator: Accelerator, cell: Cell, folder: Path) -> None:
-    """Start the trackers on a cell; offline, unless their own environment variables say otherwise."""
-    os.environ.setdefault("MLFLOW_TRACKING_URI", (folder / "mlruns").resolve().as_uri())
+    """Start the trackers on a cell, a run each; offline, unless their own environment variables say otherwise.
+
+    `folder` is the cell's: TensorBoard's and W&B's files go there, MLflow's beside the suite's cells.
+    """
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        store = (folder.parent / "mlruns").resolve().as_uri()
+        os.environ.update({"MLFLOW_TRACKING_URI": store, "MLFLOW_ALLOW_FILE_STORE": "true"})
     known = {"arm": cell.arm, "seed": cell.seed, **cell.keys}
-    wandb = {"name": cell.folder, "id": f"{cell.suite}-{cell.folder}"[-120:], "dir": str(folder), "resume": "allow"}
+    wandb = {
+        "name": cell.folder,
+        "id": f"{cell.suite}-{cell.folder}"[-120:],
+        "dir": str(folder / "trackers"),
+        "resume": "allow",
+    }
     accelerator.init_trackers(
         cell.suite,
         config={key: value if isinstance(value, (int, float, str)) else str(value) for key, value in known.items()},

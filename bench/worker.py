@@ -95,8 +95,8 @@ class Worker:
         """Return the objects that a cell is trained with."""
         shared, prompts = cell.shared, load_prompts(cell.shared.prompts).train
         weight = weights(shared.rewards)
-        folder = self.suite / cell.folder / "trackers"
-        accelerator = make_accelerator(shared, self.device, self.parallel, self.trackers, folder)
+        folder = self.suite / cell.folder
+        accelerator = make_accelerator(shared, self.device, self.parallel, self.trackers, folder / "trackers")
         if self.trackers:
             start_trackers(accelerator, cell, folder)
         return loop.Parts(

@@ -1,7 +1,8 @@
 """Workers as forks of one process that has paid for the imports, and for encoding the prompts: `python zygote.py`.
 
 A line of standard input is a list of jobs, {"suite": folder, "cells": names, "workers": how many at once, "die": where
-a worker kills itself, "ran": file, "listing": file, "processes": of one run, as torchrun starts them, "parallel": how},
+a worker kills itself, "ran": file, "listing": file, "processes": of one run, as torchrun starts them, "parallel": how,
+"trackers": names},
 run one after another. The answer, a line of standard output, is the exit codes of each job's workers, -9 for a
 killed one.
 """
@@ -169,7 +170,13 @@ def worker(job: Mapping[str, Any]) -> int:
         log_runs(job["ran"])
     device, processes.PATIENCE = torch.device("cpu"), 2.0
     found = processes.join(device)
-    made = Worker(suite=Path(job["suite"]), device=device, processes=found, parallel=job.get("parallel", "ddp"))
+    made = Worker(
+        suite=Path(job["suite"]),
+        device=device,
+        processes=found,
+        parallel=job.get("parallel", "ddp"),
+        trackers=tuple(job.get("trackers", ())),
+    )
     failed = work(made, job["cells"])
     processes.leave()
     return failed
