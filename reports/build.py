@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import SuiteRecord, read_suite, write_text
-from reports import tables
+from reports import latex, tables
 from reports.arms import Arm, arms, trained_on
 from reports.configuration import (
     cards,
@@ -20,7 +20,8 @@ from reports.configuration import (
 )
 from reports.curves import curves
 from reports.figures import Drawing, draw
-from reports.grid import escape, markdown
+from reports.grid import escape, markdown, transposed
+from reports.latex import Fragment
 from reports.numbers import plain_value
 from reports.page import html
 from reports.published import placed, published_grid
@@ -61,8 +62,8 @@ def build(suite_folder: Path, out: Path) -> Report:
     drawings = draw(numbers, curves(found), [arm.label for arm in found])
     folder = out / suite_folder.resolve().name
     texts = _texts(record, found, numbers, drawings)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / name, text)
     return Report(
         folder=folder,
@@ -80,6 +81,7 @@ def _texts(record: SuiteRecord, found: Sequence[Arm], numbers: Results, drawings
         "table.csv": tables.results_csv(numbers),
         "config_diff.md": difference_markdown(found),
         "config_diff.csv": difference_csv(found),
+        **{f"latex/{name}": text for name, text in latex.files(_fragments(content, numbers)).items()},
         **{f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings},
         "index.html": html(content),
     }
@@ -114,6 +116,39 @@ def _content(
         "metrics": tables.metrics_grid(numbers),
         "environment": environment_grid(found),
     }
+
+
+def _fragments(content: Mapping[str, Any], numbers: Results) -> list[Fragment]:
+    """Return the tables that papers show, as LaTeX has them: the main table in two, each of a page's width."""
+    scores, cost = tables.halves(numbers)
+    aside = ("differs in", "note", "source")
+    return [
+        Fragment(name="scores", title="Results", table=scores, legend=tables.scores_legend(numbers)),
+        Fragment(name="cost", title="Cost", table=cost, legend=tables.cost_legend(numbers)),
+        Fragment(
+            name="time", title="Iteration time", table=content["phases_table"], legend=tables.time_legend(numbers)
+        ),
+        Fragment(
+            name="configuration",
+            title="Effective configurations",
+            table=transposed(content["difference"]),
+            legend=["Shared keys that the arms did not run alike; none where an arm has no such setting."],
+        ),
+        Fragment(
+            name="published",
+            title="Published values of the same settings",
+            table=content["published"],
+            legend=[content["context"]],
+            notes=aside,
+        ),
+        Fragment(
+            name="nearest",
+            title="Nearest published values",
+            table=content["nearest"],
+            legend=[content["context"]],
+            notes=aside,
+        ),
+    ]
 
 
 def _facts(record: SuiteRecord, found: Sequence[Arm]) -> list[tuple[str, str]]:
