@@ -54,7 +54,7 @@ SETUP = [
     "models.source",
 ]
 CELL = ["checkpoint", "judge", "loop"]
-GRID = ["display", "suite", "worker"]
+GRID = ["display", "diversity", "suite", "worker"]
 CHECK = [
     "conformance",
     "conformance.cases",
