@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.record import Drift
 from reports.arms import Arm
-from reports.grid import Cell, Column, Grid, csv_text, grid, select
+from reports.grid import Cell, Column, Grid, csv_text, grid, plain, select
 from reports.numbers import NONE, decimals, fixed, plain_value, scale, short, trimmed, uncertain
 from reports.results import FLOPS, Line, Metric, Results
 
@@ -60,9 +60,9 @@ def halves(results: Results) -> tuple[Grid, Grid]:
 
 
 def terminal(results: Results) -> list[str]:
-    """Return the same table in two blocks that fit a terminal: scores, then cost."""
-    from reports.grid import plain
-
+    """Return the same table in two blocks that fit a terminal, scores, then cost; nothing where it has no line."""
+    if not results.lines:
+        return []
     scores = grid(
         [
             Column(title="method", numeric=False),
