@@ -108,7 +108,7 @@ def latex(fragment: Fragment) -> str:
         r"\centering",
         rf"\caption[{escape(fragment.title)}]{{{caption}}}",
         rf"\label{{tab:arbor-{fragment.name}}}",
-        r"\par\smallskip",
+        r"\par\medskip",
         r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         tabular(table) + "}",
         *([rf"\par\smallskip\parbox{{\linewidth}}{{\footnotesize {under}}}"] if notes else []),
@@ -122,7 +122,9 @@ def tabular(table: Grid) -> str:
     layout = "".join(_alignment(table, at) for at in range(len(table.columns)))
     heads = [_stacked(escape(c.title), escape(c.note), right=c.numeric) for c in table.columns]
     lines = [rf"\begin{{tabular}}{{{layout}}}", r"\toprule", *_groups(table), _row(heads), r"\midrule"]
-    lines += [_row(_cell(cell, c) for cell, c in zip(row, table.columns, strict=True)) for row in table.rows]
+    for row in table.rows:
+        apart = "[2pt]" if any(cell.sub for cell in row) else ""
+        lines.append(_row(_cell(cell, c) for cell, c in zip(row, table.columns, strict=True)) + apart)
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 

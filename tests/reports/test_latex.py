@@ -49,7 +49,7 @@ def test_a_group_of_columns_has_a_heading_and_a_rule():
 def test_the_best_is_bold_and_its_interval_stands_under_it():
     row = (Cell(text="0.7", sub="+0.2 ± 0.1", strong=True),)
     text = tabular(grid([Column(title="soft")], [row]))
-    assert r"\begin{tabular}[t]{@{}r@{}}\textbf{0.7}\\{\scriptsize +0.2 $\pm$ 0.1}\end{tabular}" in text
+    assert r"\begin{tabular}[t]{@{}r@{}}\textbf{0.7}\\{\scriptsize +0.2 $\pm$ 0.1}\end{tabular} \\[2pt]" in text
 
 
 def test_the_caption_carries_the_legend():

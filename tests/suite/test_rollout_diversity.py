@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from tiny import Zygote, arguments, job
 
+from algorithms.dance import Dance
 from bench.data import of_iteration
-from bench.diversity import Stage, measure, sample, staged
+from bench.diversity import Stage, leaves, measure, sample, staged
 from bench.noise import Noise
 from bench.record import read_cell, read_diversity, read_suite
 from bench.run import main
@@ -63,6 +64,21 @@ def test_the_images_are_those_that_training_starts_from(make, zygote: Zygote):
     features, slot = sample(watched, cell, 0, chosen, Noise(seed=cell.seed, iteration=0))
     assert slot.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert features.mean() == pytest.approx(row["reward"]["soft"], abs=1e-6)
+
+
+def test_a_plan_is_asked_as_training_asks_it_whatever_the_noise(suite, monkeypatch):
+    asked, plan = [], Dance.plan
+
+    def heard(self, ctx):
+        asked.append((ctx.iteration, ctx.prompts, ctx.seed))
+        return plan(self, ctx)
+
+    monkeypatch.setattr(Dance, "plan", heard)
+    cell = suite.cells[-1]
+    stage = staged(Worker(suite=suite.folder, device=CPU), cell, {})
+    leaves(stage, [cell], [7], 2)
+    assert cell.seed == 3
+    assert asked == [(at, tuple(of_iteration(stage.prompts, 3, at, 2)), 3) for at in range(2)]
 
 
 def test_every_iteration_and_seed_adds_its_images(found):
