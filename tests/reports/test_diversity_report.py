@@ -45,6 +45,7 @@ def test_the_legend_says_what_was_measured(tmp_path):
         ),
         ({"branch": "branch", "dance": "dance"}, []),
         ({"dance": "dance", "mix": "mix"}, []),
+        ({"mix": "mix", "branch": "branch"}, []),
         ({"dance": "dance"}, []),
     ],
 )
