@@ -28,6 +28,7 @@ examples:
   bench run --algos "dance(tf=0.6),branch(splits=[0,2,4,6],fusion=uniform)" --seeds 0,1,2
   bench run --algos all --preset paper --dry-run
   bench list
+  bench diversity --algos dance,branch
   bench new-algorithm my-grpo
   bench check my_grpo.py
   bench theory
@@ -44,12 +45,31 @@ FIXED = frozenset({"model_digest", "prompts_digest", "scorer_revisions"})
 
 def run_parser() -> argparse.ArgumentParser:
     """Return the parser of `bench run`."""
+    about = "Compare algorithms under one shared configuration: every arm x seed is a cell under runs/."
+    parser = suite_parser("bench run", about, EPILOG)
+    add = parser.add_argument
+    add("--jobs", type=int, metavar="N", help="worker processes (default: one a GPU, or one a CPU core)")
+    add("--parallel", choices=PARALLEL, help="how torchrun's processes hold the model: whole (default: ddp), or parts")
+    add("--track", default="", metavar="A,B", help=f"tell trackers of every iteration: {', '.join(TRACKERS)}")
+    add("--dry-run", action="store_true", help="print cells, configuration diff and cost; compute nothing")
+    add("--json", action="store_true", help="with --dry-run: for programs")
+    return parser
+
+
+def diversity_parser() -> argparse.ArgumentParser:
+    """Return the parser of `bench diversity`."""
+    about = "Compare the images that algorithms roll out on the untrained model; the first arm is the reference."
+    parser = suite_parser("bench diversity", about, "example:\n  bench diversity --algos dance,branch\n")
+    rollouts = "iterations of each seed to roll out, from the first (default: 4)"
+    parser.add_argument("--rollouts", type=int, default=4, metavar="N", help=rollouts)
+    return parser
+
+
+def suite_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Return a parser of what describes a suite, and where it lies and runs."""
+    raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="bench run",
-        description="Compare algorithms under one shared configuration: every arm x seed is a cell under runs/.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog=prog, description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False
     )
     add = parser.add_argument
     add("--algos", required=True, metavar="A,B", help="arms: dance,mix,branch or dance(tf=0.6),...; all for every one")
@@ -67,12 +87,7 @@ def run_parser() -> argparse.ArgumentParser:
     add("--suite", metavar="NAME", help="folder under --out (default: preset-model-hash)")
     add("--open", action="store_true", help="let this suite hold a second shared configuration")
     add("--out", type=Path, default=Path("runs"), metavar="DIR", help="default: runs")
-    add("--jobs", type=int, metavar="N", help="worker processes (default: one a GPU, or one a CPU core)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: auto")
-    add("--parallel", choices=PARALLEL, help="how torchrun's processes hold the model: whole (default: ddp), or parts")
-    add("--track", default="", metavar="A,B", help=f"tell trackers of every iteration: {', '.join(TRACKERS)}")
-    add("--dry-run", action="store_true", help="print cells, configuration diff and cost; compute nothing")
-    add("--json", action="store_true", help="with --dry-run: for programs")
     return parser
 
 

@@ -17,7 +17,7 @@ def torchrun() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def environment(device: str, threads: int, processes: int, parallel: str) -> dict[str, Any]:
+def environment(device: str, threads: int, processes: int = 1, parallel: str = "ddp") -> dict[str, Any]:
     """Return what a reader needs to judge whether two records are comparable bit for bit."""
     return {
         "python": platform.python_version(),

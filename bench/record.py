@@ -5,7 +5,10 @@
     runs/<suite>/<arm>-s<seed>-<hash>/         one cell: config.yaml, metrics.jsonl, checkpoints/, samples/,
                                                pipeline/, result.json, environment.json, and DONE, written last
 
-`metrics.jsonl` has a row an iteration (`Row`); `result.json` is a `Result`, of the base a `BaseResult`.
+    runs/<suite>/diversity/                    rollouts of the base model by several arms: result.json, features.npz
+
+`metrics.jsonl` has a row an iteration (`Row`); `result.json` is a `Result`, of the base a `BaseResult`, of diversity a
+`Diversity`.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
+
+import numpy as np
 
 VERSION = 2
 """Of rows and results; readers keep reading every version that was ever released. Since 2, a row's drift and ratio
@@ -135,6 +140,56 @@ class BaseResult(TypedDict):
     """Base against base: the floor below which no drift is seen."""
 
 
+class DiversityArm(TypedDict):
+    """The images of an arm's rollouts on the base model."""
+
+    arm: str
+    algo: str
+    info: dict[str, Any]
+    effective: dict[str, Any]
+    algorithm: dict[str, Any]
+    n: int
+    """Images."""
+    kid: float
+    """From images of the reference arm under other noise; so is mmd2."""
+    mmd2: float
+    spread: float
+    """Mean feature distance between two images of one prompt and rollout."""
+
+
+class Diversity(TypedDict):
+    """How far apart the rollouts of several arms are on one model, the base."""
+
+    version: int
+    shared: dict[str, Any]
+    features: str
+    """The scorer in whose image features it is measured."""
+    bandwidth: float
+    """Of the RBF kernel of mmd2: the median distance between the images compared with."""
+    rollouts: int
+    """Iterations of each seed, from the first."""
+    seeds: list[int]
+    noise_seeds: list[int]
+    """Of the noise of the images compared with, seed by seed; their prompts are those of `seeds`."""
+    prompts: list[str]
+    """Distinct ones, in the order in which they came."""
+    n: int
+    """Images compared with."""
+    arms: list[DiversityArm]
+    """The first is the reference; its own distance is the floor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiversityRecord:
+    """A diversity measurement as read back."""
+
+    result: Diversity
+    features: list[np.ndarray]
+    """An array (image, feature) an arm."""
+    reference: np.ndarray
+    """Of the images compared with."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellRecord:
     """A cell as read back."""
@@ -158,6 +213,8 @@ class SuiteRecord:
     cells: list[CellRecord]
     bases: dict[str, BaseResult]
     """By folder name."""
+    diversity: DiversityRecord | None
+    """None unless it was measured."""
 
 
 def read_suite(folder: Path) -> SuiteRecord:
@@ -176,7 +233,32 @@ def read_suite(folder: Path) -> SuiteRecord:
         for path in sorted(folder.glob("base-*/result.json"))
     }
     suite = yaml.safe_load((folder / "suite.yaml").read_text())
-    return SuiteRecord(folder=folder, suite=suite, cells=cells, bases=bases)
+    return SuiteRecord(
+        folder=folder, suite=suite, cells=cells, bases=bases, diversity=read_diversity(folder / "diversity")
+    )
+
+
+def write_diversity(folder: Path, found: DiversityRecord) -> None:
+    """Write a measurement; result.json is removed first and comes last, so that it never stands by other features."""
+    folder.mkdir(exist_ok=True)
+    (folder / "result.json").unlink(missing_ok=True)
+    arrays: dict[str, Any] = {f"arm{at}": one for at, one in enumerate(found.features)}
+    part = folder / "features.npz.part"
+    with part.open("wb") as file:
+        np.savez(file, reference=found.reference, **arrays)
+    part.replace(folder / "features.npz")
+    write_json(folder / "result.json", found.result)
+
+
+def read_diversity(folder: Path) -> DiversityRecord | None:
+    """Return a suite's diversity measurement; None if there is none."""
+    path = folder / "result.json"
+    if not path.is_file():
+        return None
+    result: Diversity = _checked(json.loads(path.read_text()), path)
+    with np.load(folder / "features.npz") as arrays:
+        features = [arrays[f"arm{at}"] for at in range(len(result["arms"]))]
+        return DiversityRecord(result=result, features=features, reference=arrays["reference"])
 
 
 def read_cell(folder: Path) -> CellRecord:

@@ -9,13 +9,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from bench import scaffold
 from bench import suite as grid
-from bench.arguments import check_means, make_suite, parsed, run_parser, trackers
+from bench.arguments import check_means, diversity_parser, make_suite, parsed, run_parser, trackers
 from bench.environment import torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.models.source import check_side, resolve_model
@@ -35,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "check": check,
         "new-algorithm": new_algorithm,
         "theory": theory,
+        "diversity": diversity,
     }
     verb = words.pop(0) if words and words[0] in verbs else "run"
     try:
+        if verb != "run" and torchrun()[1] > 1:
+            raise InputError(f"bench {verb} takes one process: start it without torchrun")
         return verbs[verb](words)
     except InputError as error:
         if torchrun()[0] == 0:
@@ -131,6 +135,33 @@ def concluded(suite: Suite) -> int:
     if len(failed) < len(suite.cells):
         show_report(suite.folder)
     return 1 if failed else 0
+
+
+def diversity(words: Sequence[str]) -> int:
+    """Roll out the arms on the base model, measure how far apart their images are, then report."""
+    args = parsed(diversity_parser(), words)
+    if args.rollouts < 1:
+        raise InputError(f"--rollouts {args.rollouts}: at least one is needed")
+    suite = make_suite(args)
+    if not suite.shared.features:
+        raise InputError("diversity is a distance in image features, and this suite names none: --set features=SCORER")
+    dry_run(suite.cells, None)  # every arm has a plan
+    check_closed(suite.folder, suite.shared, open_suite=args.open)
+    check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
+    from bench.diversity import measure
+
+    try:
+        grid.write(replace(suite, cells=()), open_suite=args.open)
+        measure(
+            suite, args.rollouts, args.device, lambda what: print(f"{suite.folder}: rolling out {what}", flush=True)
+        )
+    except OSError as error:
+        raise InputError(f"{suite.folder} cannot be written: {error.strerror}; choose another --out") from error
+    except RuntimeError as error:
+        print(f"bench: diversity failed: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    show_report(suite.folder)
+    return 0
 
 
 def list_plugins(words: Sequence[str]) -> int:

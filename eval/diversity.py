@@ -12,7 +12,7 @@ feature gives NaN.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 
 def kid(a: Float[np.ndarray, "n feature"], b: Float[np.ndarray, "m feature"]) -> float:
@@ -48,6 +48,19 @@ def median_distance(a: Float[np.ndarray, "n feature"]) -> float:
     a, _ = _float64(a, a)
     above = np.triu_indices(len(a), k=1)
     return float(np.median(np.sqrt(_squared_distances(a, a)[above])))
+
+
+def spread(features: Float[np.ndarray, "n feature"], group: Int[np.ndarray, " n"]) -> float:
+    """Return the mean Euclidean distance between two different samples of one group, averaged over groups.
+
+    Raises:
+        ValueError: for a group of one, within which there is no distance.
+    """
+    means = []
+    for one in np.unique(group):
+        a, _ = _float64(features[group == one], features[group == one])
+        means.append(np.sqrt(_squared_distances(a, a)[np.triu_indices(len(a), k=1)]).mean())
+    return float(np.mean(means))
 
 
 def _float64(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.record import SuiteRecord, read_suite, write_text
-from reports import tables
+from reports import diversity, latex, tables
 from reports.arms import Arm, arms, trained_on
 from reports.configuration import (
     cards,
@@ -20,16 +20,22 @@ from reports.configuration import (
 )
 from reports.curves import curves
 from reports.figures import Drawing, draw
-from reports.grid import escape, markdown
+from reports.gallery import SIDE, galleries
+from reports.grid import escape, markdown, transposed
+from reports.latex import Fragment
 from reports.numbers import plain_value
 from reports.page import html
-from reports.published import placed, published_grid
+from reports.published import DIVERSITY_CONTEXT, placed, published_grid
 from reports.results import Results, results
 
 CONTEXT = (
     "Published scores are of FLUX.1-dev, of the papers' prompts, hardware and preprocessing: context for our numbers, "
     "not rows to compare them with, unless a suite runs that model on those prompts."
 )
+
+
+KINDS = ("improvement", "reward", "phases", "embedding")
+"""How the names of figures begin, section by section."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,18 +64,26 @@ def build(suite_folder: Path, out: Path) -> Report:
     record = read_suite(suite_folder)
     found = arms(record)
     numbers = results(record, found)
-    drawings = draw(numbers, curves(found), [arm.label for arm in found])
+    drawings = _drawings(record, found, numbers)
     folder = out / suite_folder.resolve().name
     texts = _texts(record, found, numbers, drawings)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_text(folder / name, text)
     return Report(
         folder=folder,
         page=folder / "index.html",
         files=tuple(folder / name for name in texts),
-        lines=tuple(tables.terminal(numbers)),
+        lines=(*tables.terminal(numbers), *diversity.terminal(record.diversity)),
     )
+
+
+def _drawings(record: SuiteRecord, found: Sequence[Arm], numbers: Results) -> list[Drawing]:
+    """Return the figures; an arm has one colour in all of them, also where only its rollouts were measured."""
+    projected = diversity.projection(record.diversity)
+    measured = [label for label, _ in projected.arms] if projected else []
+    order = dict.fromkeys([*(arm.label for arm in found), *measured])
+    return draw(numbers, curves(found), projected, list(order))
 
 
 def _texts(record: SuiteRecord, found: Sequence[Arm], numbers: Results, drawings: Sequence[Drawing]) -> dict[str, str]:
@@ -80,6 +94,8 @@ def _texts(record: SuiteRecord, found: Sequence[Arm], numbers: Results, drawings
         "table.csv": tables.results_csv(numbers),
         "config_diff.md": difference_markdown(found),
         "config_diff.csv": difference_csv(found),
+        **{f"latex/{name}": text for name, text in latex.files(_fragments(content, numbers)).items()},
+        **({"diversity.csv": diversity.diversity_csv(record.diversity)} if record.diversity else {}),
         **{f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings},
         "index.html": html(content),
     }
@@ -91,7 +107,7 @@ def _content(
     """Return what the page shows, section by section."""
     shared = record.suite["shared"]
     published, ours = placed(found, shared), {line.label: line for line in numbers.lines}
-    by_kind = {kind: [d for d in drawings if d.name.startswith(kind)] for kind in ("improvement", "reward", "phases")}
+    by_kind = {kind: [d for d in drawings if d.name.startswith(kind)] for kind in KINDS}
     return {
         "name": record.suite["name"],
         "facts": _facts(record, found),
@@ -101,10 +117,17 @@ def _content(
         "failures": tables.failures_grid(found),
         "warnings": tables.warnings_grid(found),
         "improvements": by_kind["improvement"],
+        "galleries": galleries(record, found),
+        "gallery_side": SIDE,
         "curves": by_kind["reward"],
         "phases": by_kind["phases"],
         "phases_table": tables.phases_grid(numbers),
         "flops_note": tables.flops_note(numbers),
+        "diversity": diversity.diversity_grid(record.diversity),
+        "diversity_legend": diversity.diversity_legend(record.diversity),
+        "diversity_published": diversity.published_diversity_grid(record.diversity),
+        "diversity_context": DIVERSITY_CONTEXT,
+        "embeddings": by_kind["embedding"],
         "context": CONTEXT,
         "published": published_grid(published, ours, nearest=False),
         "nearest": published_grid(published, ours, nearest=True),
@@ -114,6 +137,45 @@ def _content(
         "metrics": tables.metrics_grid(numbers),
         "environment": environment_grid(found),
     }
+
+
+def _fragments(content: Mapping[str, Any], numbers: Results) -> list[Fragment]:
+    """Return the tables that papers show, as LaTeX has them: the main table in two, each of a page's width."""
+    scores, cost = tables.halves(numbers)
+    aside = ("differs in", "note", "source")
+    return [
+        Fragment(name="scores", title="Results", table=scores, legend=tables.scores_legend(numbers)),
+        Fragment(name="cost", title="Cost", table=cost, legend=tables.cost_legend(numbers)),
+        Fragment(
+            name="time", title="Iteration time", table=content["phases_table"], legend=tables.time_legend(numbers)
+        ),
+        Fragment(
+            name="diversity",
+            title="Diversity of rollouts",
+            table=content["diversity"],
+            legend=content["diversity_legend"],
+        ),
+        Fragment(
+            name="configuration",
+            title="Effective configurations",
+            table=transposed(content["difference"]),
+            legend=["Shared keys that the arms did not run alike; none where an arm has no such setting."],
+        ),
+        Fragment(
+            name="published",
+            title="Published values of the same settings",
+            table=content["published"],
+            legend=[content["context"]],
+            notes=aside,
+        ),
+        Fragment(
+            name="nearest",
+            title="Nearest published values",
+            table=content["nearest"],
+            legend=[content["context"]],
+            notes=aside,
+        ),
+    ]
 
 
 def _facts(record: SuiteRecord, found: Sequence[Arm]) -> list[tuple[str, str]]:
@@ -148,6 +210,7 @@ def _table_markdown(content: Mapping[str, Any]) -> str:
         ("Warnings", "warnings"),
         ("Iteration time", "phases_table"),
         ("Metrics", "metrics"),
+        ("Diversity of rollouts", "diversity"),
         ("Published, of the same settings", "published"),
         ("Nearest published", "nearest"),
     ):

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from reports.curves import AXES, Curve
+from reports.diversity import Projection, thinned
 from reports.results import Line, Metric, Results
 from reports.tables import PHASES
 
@@ -21,8 +24,12 @@ ARM_COLOURS = ("#0b62a4", "#c8501e", "#1f8a5f", "#a8438f", "#9a7400", "#4a8fc0",
 PHASE_COLOURS = ("#2f6f9f", "#c79a3b", "#7d8f4e", "#b5573c", "#a3a29c")
 DASHES = ("-", (0, (4, 1.6)), (0, (1, 1.4)), (0, (5, 1.5, 1, 1.5)))
 """After the colours have run out, the next arms take them again with the next dash."""
-WIDTH = 4.5
-"""Inches; a figure fills a telephone's width and a third of a desktop's."""
+WIDTH = 3.6
+"""Inches; a figure fills a telephone's width, where its letters are then 12 pixels high, and a third of a desktop's."""
+
+
+POINTS = 400
+"""Most images of an arm in a plot of images: each is an element of the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,9 @@ class Drawing:
     svg: str
 
 
-def draw(results: Results, curves: Sequence[Curve], order: Sequence[str]) -> list[Drawing]:
+def draw(
+    results: Results, curves: Sequence[Curve], projection: Projection | None, order: Sequence[str]
+) -> list[Drawing]:
     """Return all figures that the records have numbers for; `order` is the arms' labels, which fixes their colours."""
     styles = {label: _style(index) for index, label in enumerate(order)}
     with _look():
@@ -54,6 +63,8 @@ def draw(results: Results, curves: Sequence[Curve], order: Sequence[str]) -> lis
         timed = [line for line in results.lines if line.seconds]
         if timed:
             drawings.append(_phases(timed))
+        if projection is not None:
+            drawings += [_embedding(projection, at, styles) for at in range(1, len(projection.arms))]
     return drawings
 
 
@@ -72,7 +83,7 @@ def _improvement(metric: Metric, lines: Sequence[Line], styles: Mapping[str, Sty
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(f"improvement of {metric.name} ({metric.unit['unit']})")
     role = "trained on" if metric.trained else "held out"
     kinds = "; ".join(dict.fromkeys(gain.kind for _, gain in gains))
@@ -81,11 +92,11 @@ def _improvement(metric: Metric, lines: Sequence[Line], styles: Mapping[str, Sty
 
 def _against(axis: str, curves: Sequence[Curve], styles: Mapping[str, Style]) -> Drawing:
     """Draw training reward against one cost axis."""
-    rows = -(-len(curves) // 2)
-    figure, axes = _figure(2.7 + 0.17 * rows)
-    for curve in curves:
+    labels = [_shortened(curve.label) + ("" if curve.finished else " (unfinished)") for curve in curves]
+    ncols = 2 if max(map(len, labels)) <= 16 else 1
+    figure, axes = _figure(2.4 + 0.17 * -(-len(curves) // ncols))
+    for curve, label in zip(curves, labels, strict=True):
         style = styles[curve.label]
-        label = _shortened(curve.label) + ("" if curve.finished else " (unfinished)")
         marker = "o" if len(curve.mean) == 1 else None
         line = {"color": style.colour, "linestyle": style.dash, "marker": marker, "linewidth": 1.5}
         axes.plot(curve.x[axis], curve.mean, label=label, **line)
@@ -95,8 +106,8 @@ def _against(axis: str, curves: Sequence[Curve], styles: Mapping[str, Style]) ->
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel("training reward")
     axes.set_xlim(left=0)
-    axes.locator_params(axis="x", nbins=6, integer=axis == "iterations")
-    figure.legend(loc="outside lower left", ncols=2, frameon=False)
+    axes.locator_params(axis="x", nbins=5, integer=axis == "iterations")
+    figure.legend(loc="outside lower left", ncols=ncols, frameon=False)
     seeds = sorted({curve.seeds for curve in curves})
     count = " or ".join(map(str, seeds))
     band = f"mean over {count} seeds; band: lowest to highest seed" if seeds[-1] > 1 else "one seed"
@@ -107,7 +118,7 @@ def _against(axis: str, curves: Sequence[Curve], styles: Mapping[str, Style]) ->
 
 def _phases(lines: Sequence[Line]) -> Drawing:
     """Draw the median seconds of each phase, stacked, an arm a row."""
-    figure, axes = _figure(1.0 + 0.32 * len(lines))
+    figure, axes = _figure(1.2 + 0.32 * len(lines))
     names = {name for line in lines for name in line.seconds or {}} - {"total"}
     order = [*(phase for phase in PHASES if phase in names), *sorted(names - set(PHASES))]
     left = [0.0] * len(lines)
@@ -122,11 +133,35 @@ def _phases(lines: Sequence[Line]) -> Drawing:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("seconds an iteration")
-    figure.legend(loc="outside lower left", ncols=len(order), frameon=False, handlelength=1, columnspacing=1)
+    figure.legend(loc="outside lower left", ncols=3, frameon=False, handlelength=1, columnspacing=1)
     caption = (
         "Median of each phase over iterations, the first dropped, and over seeds; the total's need not be their sum."
     )
     return _drawing(figure, "phases", "Iteration time by phase", caption)
+
+
+def _embedding(projection: Projection, at: int, styles: Mapping[str, Style]) -> Drawing:
+    """Draw the images of the reference and of one other arm on the axes that all arms share."""
+    figure, axes = _figure(3.3)
+    reference, (label, _) = projection.arms[0][0], projection.arms[at]
+    for name, points in (projection.arms[0], projection.arms[at]):
+        x, y = thinned(points, POINTS).T
+        marker = {"color": styles[name].colour, "markersize": 3.2, "alpha": 0.55, "markeredgewidth": 0}
+        axes.plot(x, y, "o" if name == reference else "D", label=_shortened(name), **marker)
+    everything = np.concatenate([points for _, points in projection.arms])
+    low, high = everything.min(axis=0), everything.max(axis=0)
+    pad = 0.04 * (high - low) + 1e-9
+    axes.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
+    axes.locator_params(nbins=5)
+    first, second = (f"principal axis, {share:.0%} of variance" for share in projection.explained)
+    axes.set_xlabel(f"first {first}")
+    axes.set_ylabel(f"second {second}")
+    ncols = 2 if max(len(reference), len(label)) <= 16 else 1
+    figure.legend(loc="outside lower left", ncols=ncols, frameon=False, markerscale=1.8, handletextpad=0.2)
+    caption = "A point is an image; the axes are the principal ones of all arms' features together."
+    if any(len(points) > POINTS for _, points in projection.arms):
+        caption += f" {POINTS} images an arm are shown, evenly taken."
+    return _drawing(figure, f"embedding-{at}", f"{label} beside {reference}", caption)
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -174,7 +209,7 @@ def _look() -> Iterator[None]:
         "ytick.major.width": 0.7,
         "grid.color": FAINT,
         "grid.linewidth": 0.7,
-        "legend.fontsize": 8.5,
+        "legend.fontsize": 9,
     }
     with mpl.rc_context(settings):
         yield

@@ -69,6 +69,22 @@ def grid(columns: Sequence[str | Column], rows: Iterable[Sequence[str | Cell]]) 
     )
 
 
+def select(table: Grid, columns: Sequence[int]) -> Grid:
+    """Return the table's columns of these numbers, in this order."""
+    return Grid(
+        columns=tuple(table.columns[at] for at in columns),
+        rows=tuple(tuple(row[at] for at in columns) for row in table.rows),
+    )
+
+
+def transposed(table: Grid) -> Grid:
+    """Return a table of one column a method as one of a row a method, its keys the headings."""
+    keys = [Column(title=row[0].text, numeric=False) for row in table.rows]
+    others = enumerate(table.columns[1:], 1)
+    rows = [(Cell(text=column.title), *(row[at] for row in table.rows)) for at, column in others]
+    return grid([Column(title="method", numeric=False, code=True), *keys], rows if keys else [])
+
+
 def markdown(table: Grid) -> str:
     """Return a GitHub-flavoured Markdown table."""
     lines = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +21,9 @@ THEMED = {
 
 
 def html(content: Mapping[str, Any]) -> str:
-    """Return the page; all text is escaped, and only our own drawings are markup."""
+    """Return the page; all text is escaped, only our own drawings are markup, and only our own script may run."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -30,7 +33,9 @@ def html(content: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["inline"] = inline
-    return environment.get_template("page.html").render(content)
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(content, script=Markup(script), script_digest=digest)
 
 
 def inline(drawing: Drawing) -> Any:

@@ -201,6 +201,27 @@ PUBLISHED: tuple[Published, ...] = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedDiversity:
+    """A published distance between rollouts of two methods, in the paper's digits."""
+
+    what: str
+    features: str
+    kid: str
+    mmd2: str
+
+
+PUBLISHED_DIVERSITY = (
+    PublishedDiversity(what="BranchGRPO against DanceGRPO rollouts", features="Inception", kid="0.0057", mmd2="0.0067"),
+    PublishedDiversity(what="BranchGRPO against DanceGRPO rollouts", features="CLIP", kid="0.00022", mmd2="0.0149"),
+)
+"""Of BranchGRPO, arXiv 2509.06040, on FLUX.1-dev."""
+DIVERSITY_CONTEXT = (
+    "BranchGRPO (arXiv 2509.06040), on FLUX.1-dev. The paper states neither the layer or scale of its features, nor "
+    "the kernel's bandwidth, nor a floor: context for our numbers, not values to compare them with."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
     """A published row beside an arm, or the base model, with what keeps the two apart."""
 

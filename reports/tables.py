@@ -8,7 +8,7 @@ import numpy as np
 
 from bench.record import Drift
 from reports.arms import Arm
-from reports.grid import Cell, Column, Grid, csv_text, grid
+from reports.grid import Cell, Column, Grid, csv_text, grid, plain, select
 from reports.numbers import NONE, decimals, fixed, plain_value, scale, short, trimmed, uncertain
 from reports.results import FLOPS, Line, Metric, Results
 
@@ -52,10 +52,17 @@ def scores_grid(results: Results) -> Grid:
     return grid(columns, rows)
 
 
-def terminal(results: Results) -> list[str]:
-    """Return the same table in two blocks that fit a terminal: scores, then cost."""
-    from reports.grid import plain
+def halves(results: Results) -> tuple[Grid, Grid]:
+    """Return the main table in two that fit a printed page: scores, then cost."""
+    main = scores_grid(results)
+    cost = range(1, 2 + len(nfe_columns(results)))
+    return select(main, [at for at in range(len(main.columns)) if at not in cost]), select(main, [0, *cost])
 
+
+def terminal(results: Results) -> list[str]:
+    """Return the same table in two blocks that fit a terminal, scores, then cost; nothing where it has no line."""
+    if not results.lines:
+        return []
     scores = grid(
         [
             Column(title="method", numeric=False),
@@ -173,6 +180,11 @@ def metrics_grid(results: Results) -> Grid:
 
 def legend(results: Results) -> list[str]:
     """Return what a reader must know to read the main table."""
+    return [*scores_legend(results), *cost_legend(results)]
+
+
+def scores_legend(results: Results) -> list[str]:
+    """Return what a reader must know of scores and drift."""
     return [
         "Scores are means over prompts, samples and seeds; under each, its improvement over the base model on the same "
         "prompts and noise. Improvements are positive where better.",
@@ -181,11 +193,17 @@ def legend(results: Results) -> list[str]:
         *(f"Intervals: {kind}." for kind in interval_kinds(results)),
         "Bold: the best improvement of a metric, only if it is one, every arm has two seeds or more, and its interval "
         "meets no other arm's.",
+        *(_drift(drift) for drift in results.drifts[:1]),
+    ]
+
+
+def cost_legend(results: Results) -> list[str]:
+    """Return what a reader must know of model calls and seconds."""
+    return [
         "NFE are model evaluations a leaf, rollout and update apart. Paper: T where paths fan out once at most, else "
         "nodes ÷ leaves, root included. Edges: transitions. Calls: forwards that ran, shared ones once.",
         *_named_note(results),
         "s / iteration: median over iterations, the first dropped, and over seeds.",
-        *(_drift(drift) for drift in results.drifts[:1]),
     ]
 
 
@@ -294,3 +312,12 @@ def _drift(drift: Drift) -> str:
 def flops_note(results: Results) -> str:
     """Return the convention of the FLOPs column, where there is one."""
     return f"Model FLOPs: {FLOPS}." if any(line.flops for line in results.lines) else ""
+
+
+def time_legend(results: Results) -> list[str]:
+    """Return what a reader must know of the seconds by phase."""
+    note = flops_note(results)
+    seconds = (
+        "Median of each phase over iterations, the first dropped, and over seeds; the total is the iteration's own."
+    )
+    return [seconds, *([note] if note else [])]

@@ -29,6 +29,7 @@ PURE = [
     "noise",
     "plan",
     "policy",
+    "processes",
     "prune",
     "record",
     "schedule",
@@ -36,7 +37,7 @@ PURE = [
     "solver",
     "tree",
 ]
-STAGES = ["rollout", "score", "update", "models.flux"]
+STAGES = ["lora", "rollout", "score", "update", "models.flux"]
 SETUP = [
     "budget",
     "config",
@@ -53,8 +54,8 @@ SETUP = [
     "models.catalog",
     "models.source",
 ]
-CELL = ["checkpoint", "judge", "loop"]
-GRID = ["display", "suite", "worker"]
+CELL = ["accelerated", "checkpoint", "judge", "loop"]
+GRID = ["display", "diversity", "suite", "worker"]
 CHECK = [
     "conformance",
     "conformance.cases",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from oracle.recursive import nodes, shared_upwards
-from toy import PROMPTS, GaussianPolicy, ToyPolicy, context, iteration_of
+from toy import PROMPTS, ToyPolicy, context, iteration_of
 
 from algorithms.branch_official import BranchOfficial
 from bench.contract import Context, Outcome
@@ -16,6 +16,7 @@ from bench.noise import Noise
 from bench.plan import Plan
 from bench.rollout import rollout
 from bench.select import Selection
+from bench.theory.gaussian import GaussianData, GaussianPolicy
 
 PAPER = context(steps=20, slots=2, group_size=16)
 CODE = BranchOfficial()
@@ -64,7 +65,7 @@ def test_a_splits_noise_is_scored_as_if_it_had_the_std_so_the_exponent_averages_
 
 def test_a_split_widens_the_state_by_fifteen_variances_of_its_noise():
     """Data that are a point: the state at sigma has std sigma, but for the noise of the one split above it."""
-    policy = GaussianPolicy((100_000,), 0.0, 0.0)
+    policy = GaussianPolicy(GaussianData(mean=np.zeros(1), variance=np.zeros(1)), copies=(100_000,))
     ctx = context(steps=20, slots=1, group_size=2)
     found = []
     for noise in (1.0, 4.0):

@@ -33,6 +33,9 @@ NAMES = {
     "features": ([*DANCE, "--set", "features=tiny-clop"], ["unknown reward 'tiny-clop'", "mean 'tiny-clip'?"]),
     "flag": ([*DANCE, "--seed", "0"], ["unrecognized arguments: --seed", "see --help"]),
     "no-algos": ([], ["--algos", "see --help"]),
+    "tracker": ([*DANCE, "--track", "tensorbord"], ["no such tracker", "did you mean 'tensorboard'?"]),
+    "parallel-of-one": ([*DANCE, "--parallel", "fsdp2"], ["several processes", "torchrun --nproc_per_node"]),
+    "parallel": ([*DANCE, "--parallel", "fsdp"], ["invalid choice: 'fsdp'", "see --help"]),
     "report-of-nothing": (["report", "absent"], ["no suite 'absent'"]),
     "config-key": ([*DANCE, "--config", "@/unknown.yaml"], ["no setting 'stepz'", "did you mean 'steps'?"]),
     "config-arm-key": (["--algos", "branch", "--config", "@/unknown_inner.yaml"], ["'splitz'", "mean 'splits'?"]),
@@ -49,6 +52,9 @@ VALUES = {
     "word-for-a-list": ([*DANCE, "--set", "rewards=soft"], ["rewards='soft'", "a list is wanted"]),
     "list-for-a-word": ([*DANCE, "--set", "prompts=[a,b]"], ["prompts=['a', 'b']", "text is wanted"]),
     "mapping-for-a-number": ([*DANCE, "--set", "steps={a: 1}"], ["run.steps", "a whole number is wanted"]),
+    "negative-rank": ([*DANCE, "--set", "lora_rank=-1"], ["lora_rank=-1", "a rank, or 0"]),
+    "no-scale": ([*DANCE, "--set", "lora_alpha=0"], ["lora_alpha=0", "a scale > 0"]),
+    "average-elsewhere": ([*DANCE, "--set", "ema_device=gpu"], ["ema_device='gpu'", "model, cpu"]),
     "one-beta": ([*DANCE, "--set", "betas=[0.9]"], ["betas=[0.9]", "2 values are wanted"]),
     "beta-of-one": ([*DANCE, "--set", "betas=[0.9,1.0]"], ["betas", "[0, 1)"]),
     "kernel": ([*DANCE, "--set", "kernel=dance"], ["kernel='dance'", "did you mean 'dance_sde'?"]),
@@ -257,6 +263,28 @@ def test_wrong_input_is_one_line_and_status_2(words, says, call, files, tmp_path
     assert answer.err.count("\n") == 1
     assert [part for part in says if part not in answer.err] == [], answer.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "says"),
+    [
+        ([*DANCE, "--preset", "smoke"], "5", "torchrun started 5 processes for prompts_per_iteration=4"),
+        ([*DANCE, "--preset", "smoke", "--jobs", "2"], "2", "with torchrun its processes are it"),
+        (["list"], "2", "bench list takes one process"),
+    ],
+)
+def test_what_torchrun_started_wrongly_is_told_once(words, count, says, call, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", count)
+    for rank, spoken in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        answer = call(words)
+        assert answer.status == 2
+        assert (says in answer.err) == spoken
+
+
+def test_a_tracker_that_is_not_installed_names_what_brings_it(call, monkeypatch):
+    monkeypatch.setattr("bench.arguments.find_spec", lambda _: None)
+    assert "pip install 'arbor-bench[trackers]'" in call([*DANCE, "--track", "wandb"]).err
 
 
 def test_a_closed_suite_refuses_a_second_shared_configuration(call, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from eval.diversity import kid, median_distance, mmd2
+from eval.diversity import kid, median_distance, mmd2, spread
 
 
 def normal(n: int, d: int, *, state: int, shift: float = 0.0) -> np.ndarray:
@@ -102,3 +102,23 @@ def test_what_has_no_distance_is_refused():
         median_distance(one)
     with pytest.raises(ValueError, match="bandwidth"):
         mmd2(two, two, median_distance(two))
+
+
+def test_spread_is_the_mean_distance_of_pairs_within_a_group():
+    a = normal(7, 5, state=0)
+    group = np.array([0, 1, 0, 1, 1, 0, 0])
+    means = []
+    for of in (0, 1):
+        members = [a[i] for i in range(7) if group[i] == of]
+        means.append(np.mean([math.dist(x, y) for x, y in combinations(members, 2)]))
+    assert spread(a, group) == pytest.approx(np.mean(means))
+
+
+def test_spread_does_not_see_the_distance_between_groups():
+    a, group = normal(6, 4, state=0), np.array([0, 0, 0, 1, 1, 1])
+    assert spread(a + 100.0 * group[:, None], group) == pytest.approx(spread(a, group))
+
+
+def test_a_group_of_one_has_no_spread():
+    with pytest.raises(ValueError, match="two or more"):
+        spread(normal(3, 4, state=0), np.array([0, 0, 1]))

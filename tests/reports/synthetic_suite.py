@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 import yaml
+from PIL import Image
 
-from bench.record import append_row, write_json, write_text
+from bench.record import DiversityRecord, append_row, write_diversity, write_json, write_text
 
 SHARED: dict[str, Any] = {
     "model": "tiny-flux",
@@ -82,7 +83,7 @@ def base_scores(prompts: int = 6, samples: int = 2) -> np.ndarray:
     return np.add.outer(0.5 + 0.01 * np.arange(prompts), 0.002 * np.arange(samples))
 
 
-def write_suite(folder: Path, *, shared: Mapping[str, Any] = SHARED, preset: str = "quick") -> Path:
+def write_suite(folder: Path, *, shared: Mapping[str, Any] = SHARED, preset: str = "quick", prompts: int = 6) -> Path:
     """Write a suite with its base record and no cell yet."""
     folder.mkdir(parents=True)
     suite = {"version": 1, "name": folder.name, "preset": preset, "shared": dict(shared), "shared_hash": "abc123"}
@@ -93,7 +94,7 @@ def write_suite(folder: Path, *, shared: Mapping[str, Any] = SHARED, preset: str
     base = {
         "version": 1,
         "shared": dict(shared),
-        "prompts": [f"prompt {k}" for k in range(len(scores))],
+        "prompts": [f"prompt {k}" for k in range(prompts)],
         "evaluation": dict.fromkeys(UNITS, scores),
         "units": UNITS,
         "drift": drift(0.0002, 0.0001),
@@ -164,6 +165,47 @@ def write_cell(
         write_json(folder / "result.json", result)
         write_text(folder / "DONE", digest)
     return folder
+
+
+def write_images(folder: Path, numbers: Iterable[int], shade: int = 0, side: int = 32) -> None:
+    """Write plain images, as a model draws them for these prompts; the shade tells them apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        Image.new("RGB", (side, side), (shade, 20 * number, 80)).save(folder / f"{number:03d}.png")
+
+
+def write_measured_diversity(suite: Path, arms: Mapping[str, str], images: int = 24, feature: int = 6) -> Path:
+    """Write a diversity record of these arms, label -> algorithm; each arm's features lie a step further."""
+    points = np.sin(np.outer(np.arange(1, images + 1), np.arange(1, feature + 1)))
+    rows = [
+        {
+            "arm": label,
+            "algo": algo,
+            "info": {"paper": PAPERS[algo], "reference": "", "deviations": [], "owns": []},
+            "effective": {},
+            "algorithm": {},
+            "n": images,
+            "kid": 0.0123 * (at + 1),
+            "mmd2": 0.001 - 0.0055 * at,
+            "spread": 6.75 + at,
+        }
+        for at, (label, algo) in enumerate(arms.items())
+    ]
+    result: Any = {
+        "version": 2,
+        "shared": dict(SHARED),
+        "features": "tiny-clip",
+        "bandwidth": 12.5,
+        "rollouts": 4,
+        "seeds": [0],
+        "noise_seeds": [1],
+        "prompts": ["prompt 0", "prompt 1"],
+        "n": images,
+        "arms": rows,
+    }
+    features = [points + at for at in range(len(arms))]
+    write_diversity(suite / "diversity", DiversityRecord(result=result, features=features, reference=points))
+    return suite / "diversity"
 
 
 def _row(iteration: int, reward: float, nfe: Mapping[str, Any], seconds: Mapping[str, float], failed: int) -> Any:

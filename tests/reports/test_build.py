@@ -1,7 +1,6 @@
 import csv
 import html
 import re
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +13,6 @@ from synthetic_suite import BRANCH, MIX, write_cell, write_suite
 from reports.build import Report, build
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LABEL = "branch(splits=[0,4,8,12])"
 
 
@@ -172,20 +170,3 @@ def test_reports_need_no_torch(suite, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path: how the page lays out was not checked")
-@pytest.mark.parametrize("width", [400, 1600])
-def test_only_tables_scroll_sideways(report, tmp_path, width):
-    """In a browser the page is as wide as its window, and every figure has a size."""
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<iframe id="f" style="width:{width}px;height:900px;border:0" srcdoc="{html.escape(report.page.read_text())}">'
-        "</iframe><p id=out></p><script>window.onload = () => { const d = f.contentDocument; out.textContent ="
-        "'overflow ' + (d.documentElement.scrollWidth - d.documentElement.clientWidth) + ' figures ' +"
-        "[...d.querySelectorAll('figure svg')].filter(s => s.getBoundingClientRect().height > 80).length }</script>"
-    )
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--dump-dom"]
-    command = [str(CHROMIUM), *options, "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    assert '<p id="out">overflow 0 figures 7</p>' in done.stdout

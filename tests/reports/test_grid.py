@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports.grid import Cell, Column, code, csv_text, escape, grid, markdown, plain
+from reports.grid import Cell, Column, code, csv_text, escape, grid, markdown, plain, select, transposed
 from reports.numbers import decimals, fixed, plain_value, scale, signed, trimmed
 
 TABLE = grid(
@@ -78,3 +78,19 @@ def test_numbers():
     assert (scale([3e11, 2e9]), scale([2e12]), scale([5.0])) == (("G", 1e9), ("T", 1e12), ("M", 1e6))
     assert (decimals(0.0, 1.0), decimals(0.0, 100.0), decimals(float("-inf"), float("inf"))) == (3, 2, 3)
     assert plain_value({"a": [1, None, True]}) == "{a: [1,none,true]}"
+
+
+def test_a_selection_has_the_columns_named_in_their_order():
+    table = select(grid(["a", "b", "c"], [("1", "2", "3")]), [2, 0])
+    assert [column.title for column in table.columns] == ["c", "a"]
+    assert [cell.text for cell in table.rows[0]] == ["3", "1"]
+
+
+def test_a_transposed_table_has_a_row_a_method_and_a_column_a_key():
+    table = transposed(grid(["shared key", "dance", "mix"], [("eta", "0.3", "0.7"), ("clip", "1", "2")]))
+    assert [column.title for column in table.columns] == ["method", "eta", "clip"]
+    assert [[cell.text for cell in row] for row in table.rows] == [["dance", "0.3", "1"], ["mix", "0.7", "2"]]
+
+
+def test_a_table_without_rows_has_none_transposed():
+    assert transposed(grid(["shared key", "dance"], [])).rows == ()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny import Zygote, job
+from tiny import Zygote, arguments, job
 
 from bench.suite import Suite
 
@@ -196,3 +200,26 @@ def test_what_fails_on_all_processes_fails_one_cell_and_the_others_run(make, zyg
     folders = [suite.folder / cell.folder for cell in suite.cells]
     assert "no credit today" in (folders[0] / "error.txt").read_text()
     assert (folders[1] / "DONE").is_file()
+
+
+def test_torchrun_runs_a_suite_to_its_report(random_flux: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "bench.run"]
+    words = arguments(random_flux, "dance,branch", changes={"iterations": 2})
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 of 2 cells to run, one at a time, by 2 processes" in ran.stdout
+    assert ran.stdout.count("report: ") == 1
+    assert len(list((tmp_path / "runs" / "tiny").glob("*/DONE"))) == 2
+
+
+def test_processes_that_are_not_all_there_are_told(monkeypatch: pytest.MonkeyPatch):
+    from bench import processes
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setattr(processes.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(processes.dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda total, group: total.fill_(2))
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="torchrun started 3 processes, 2 of 2 are here"):
+        processes.join(torch.device("cpu"))

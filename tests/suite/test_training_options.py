@@ -130,7 +130,7 @@ def test_diffusers_loads_the_adapters_as_they_were_trained(suites, random_flux: 
     add_lora(ours, rank=2, alpha=shared.lora_alpha or 4.0, seed=0)
     load_weights(ours, checkpoint(suites[case])["parameters"])
     pipe = FluxPipeline.from_pretrained(random_flux)
-    pipe.load_lora_weights(folder_of(suites[case]) / "lora")
+    pipe.load_lora_weights(str(folder_of(suites[case]) / "lora"))
     theirs.model = pipe.transformer
     assert not torch.allclose(ours.velocity(x, sigma, condition), untrained, atol=1e-4)
     torch.testing.assert_close(theirs.velocity(x, sigma, condition), ours.velocity(x, sigma, condition))
