@@ -187,8 +187,8 @@ MUTATIONS = (
     Mutation(
         name="update: the moving average stands still",
         file="bench/update.py",
-        before="average.lerp_(parameter.detach(), 1 - decay)",
-        after="average.lerp_(parameter.detach(), 0.0)",
+        before="average.device), 1 - decay)",
+        after="average.device), 0.0)",
         tests=("tests/bench/test_update.py::test_the_moving_average_warms_up_and_then_keeps_its_decay",),
     ),
 )
