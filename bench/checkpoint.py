@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
 from bench.contract import Memory
+from bench.record import writing
 from bench.update import Trainer
 
 KEEP = 2
@@ -27,11 +30,12 @@ def save(folder: Path, trainer: Trainer, iterations: int, memory: Memory) -> Non
         "named": {name: (policy.weights, policy.is_live) for name, policy in trainer.named.items()},
         "memory": dict(memory),
     }
-    with part.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(final)
+    with writing(part):
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(final)
     for old in sorted(folder.glob("*.pt"))[:-KEEP]:
         old.unlink()
 
@@ -48,8 +52,8 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
         return 0, {}
     newest = complete[-1]
     try:
-        state = torch.load(newest, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
+        state = _read(newest)
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, BadZipFile) as error:
         older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
         raise RuntimeError(f"{newest} cannot be read ({type(error).__name__}); delete it and {older}") from error
     for parameter, value in zip(trainer.parameters(), state["parameters"], strict=True):
@@ -63,3 +67,11 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
         policy.weights = weights and [w.to(device) for w, device in zip(weights, devices, strict=True)]
     trainer.optimizer_steps = state["optimizer_steps"]
     return state["iterations"], state["memory"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    # Torch writes checksums and does not look at them: weights with a flipped bit would be loaded.
+    with ZipFile(path) as parts:
+        if (damaged := parts.testzip()) is not None:
+            raise BadZipFile(f"{damaged} is not what was written")
+    return torch.load(path, map_location="cpu", weights_only=True)

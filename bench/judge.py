@@ -50,7 +50,8 @@ def write_base(folder: Path, policy: Policy, judges: Judges, shared: Shared) -> 
     """Evaluate the base model on both noise streams and write its record."""
     found = judge(policy, judges, shared)
     reference = judge(policy, judges, shared, stream="eval-reference")
-    np.savez(folder / "features.npz", reference=reference.features)
+    with record.writing(folder / "features.npz"):
+        np.savez(folder / "features.npz", reference=reference.features)
     write_samples(folder / "samples", found)
     result: record.BaseResult = {
         "version": record.VERSION,
@@ -145,7 +146,9 @@ def write_samples(folder: Path, found: Evaluation) -> None:
     folder.mkdir(exist_ok=True)
     for number, image in enumerate(found.images):
         pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        file = folder / f"{number:03d}.png"
+        with record.writing(file):
+            Image.fromarray(pixels).save(file)
 
 
 @torch.no_grad()

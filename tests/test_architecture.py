@@ -36,7 +36,7 @@ PURE = [
     "solver",
     "tree",
 ]
-STAGES = ["rollout", "score", "update", "models.flux"]
+STAGES = ["patience", "rollout", "score", "update", "models.flux"]
 SETUP = [
     "budget",
     "config",
