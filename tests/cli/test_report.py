@@ -14,6 +14,7 @@ from bench import record
 from bench.arguments import make_suite, run_parser
 from bench.lock import locked
 from bench.suite import Suite, write
+from reports.arms import arms
 
 FIRST = Path(__file__).parents[1] / "suite" / "records" / "v1"
 WORDS = ["--algos", "dance", "--model", "tiny-flux", "--preset", "smoke", "--suite", "mine"]
@@ -146,6 +147,20 @@ def test_a_suite_begun_before_a_shared_key_was_there_goes_on(call, mine: Suite):
     assert "0 cells to run" in same.out
     assert other.status == 2
     assert "was run with reward_timeout=600.0, not 60.0;" in other.err
+
+
+@pytest.mark.parametrize(("is_open", "labels"), [(False, 2), (True, 3)])
+def test_seeds_from_before_and_after_a_key_are_one_arm_of_a_closed_suite(is_open, labels, first: Path):
+    old = next(first.glob("dance-*"))
+    new = Path(shutil.copytree(old, first / "dance-s1"))
+    config = yaml.safe_load((new / "config.yaml").read_text())
+    config |= {"seed": 1, "shared": config["shared"] | {"reward_timeout": 600.0}}
+    config["effective"]["reward_timeout"] = 600.0
+    (new / "config.yaml").write_text(yaml.safe_dump(config))
+    suite = yaml.safe_load((first / "suite.yaml").read_text())
+    (first / "suite.yaml").write_text(yaml.safe_dump(suite | {"open": is_open}))
+
+    assert len(arms(record.read_suite(first))) == labels
 
 
 def test_a_suite_is_written_by_one_driver_at_a_time(call, mine: Suite, monkeypatch):
