@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from bench.contract import Memory
 from bench.processes import like, local, whole
+from bench.record import writing
 from bench.update import Trainer
 
 KEEP = 2
@@ -53,11 +55,12 @@ def write(folder: Path, iterations: int, state: Mapping[str, Any]) -> None:
     """Write a checkpoint, and drop all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     part, final = folder / f"{iterations:06d}.part", folder / f"{iterations:06d}.pt"
-    with part.open("wb") as file:
-        torch.save(dict(state), file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(final)
+    with writing(part):
+        with part.open("wb") as file:
+            torch.save(dict(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(final)
     for old in sorted(folder.glob("*.pt"))[:-KEEP]:
         old.unlink()
 
@@ -74,8 +77,8 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
         return 0, {}
     newest = complete[-1]
     try:
-        state = torch.load(newest, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
+        state = _read(newest)
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError, BadZipFile) as error:
         older = "the one before is used" if len(complete) > 1 else "the cell starts anew"
         raise RuntimeError(f"{newest} cannot be read ({type(error).__name__}); delete it and {older}") from error
     parameters = trainer.parameters()
@@ -93,3 +96,11 @@ def restore(folder: Path, trainer: Trainer) -> tuple[int, Memory]:
         policy.weights = weights and [like(w, parameter) for w, parameter in zip(weights, parameters, strict=True)]
     trainer.optimizer_steps = state["optimizer_steps"]
     return state["iterations"], state["memory"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    # Torch writes checksums and does not look at them: weights with a flipped bit would be loaded.
+    with ZipFile(path) as parts:
+        if (damaged := parts.testzip()) is not None:
+            raise BadZipFile(f"{damaged} is not what was written")
+    return torch.load(path, map_location="cpu", weights_only=True)

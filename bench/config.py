@@ -19,6 +19,10 @@ from bench.plan import Plan
 from bench.registry import InputError, Registry, nearest
 from bench.schedule import shifted_sigmas
 
+LATER = frozenset({"reward_timeout"})
+"""Shared keys that the first version had not: at its default such a key changes no hash, so that suites begun before it
+was there go on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
@@ -41,6 +45,8 @@ class Shared:
     """Of all scorers of the run, as name@revision; set by the program."""
     combine: Literal["advantage", "reward"] = "advantage"
     """Several rewards: weigh their advantages, or the rewards themselves."""
+    reward_timeout: float = 600.0
+    """Seconds that one call of a scorer may take; then its images have failed, and are counted as such."""
     eval_rewards: tuple[str, ...] = ("soft", "graded", "strict", "tiny-clip")
     """Scored on held-out prompts before and after training."""
     features: str = "tiny-clip"
@@ -106,8 +112,8 @@ class Shared:
     def __post_init__(self) -> None:
         _positive(self, "iterations", "prompts_per_iteration", "group_size", "updates_per_iteration", "micro_batch")
         _positive(self, "lr", "adv_clip", "max_grad_norm", "eval_prompts", "eval_samples", "checkpoint_every", "shift")
-        _positive(self, "resolution")
-        for name in ("lr", "weight_decay", "shift", "guidance", "clip", "eta"):
+        _positive(self, "resolution", "reward_timeout")
+        for name in ("lr", "weight_decay", "shift", "guidance", "clip", "eta", "reward_timeout"):
             if math.isinf(getattr(self, name) or 0.0):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite")
         if self.steps < 2 or self.eval_steps < 2:
@@ -350,7 +356,8 @@ def digest(value: Any) -> str:
 
 def identity(shared: Shared) -> dict[str, Any]:
     """Return the shared keys that make two runs the same: contents, not the paths they were read from."""
-    keys = plain(shared)
+    default = plain(Shared())
+    keys = {key: value for key, value in plain(shared).items() if key not in LATER or value != default[key]}
     for key in ("model", "prompts"):
         keys[key] = keys[f"{key}_digest"] or keys[key]
     return keys

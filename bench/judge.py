@@ -67,7 +67,8 @@ def base_evaluations(
 
 def write_base(folder: Path, found: Evaluation, reference: Evaluation, judges: Judges, shared: Shared) -> None:
     """Write the base model's record."""
-    np.savez(folder / "features.npz", reference=reference.features)
+    with record.writing(folder / "features.npz"):
+        np.savez(folder / "features.npz", reference=reference.features)
     write_samples(folder / "samples", found.images)
     result: record.BaseResult = {
         "version": record.VERSION,
@@ -162,7 +163,9 @@ def write_samples(folder: Path, images: Float[Tensor, "shown 3 height width"]) -
     folder.mkdir(parents=True, exist_ok=True)
     for number, image in enumerate(images):
         pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+        file = folder / f"{number:03d}.png"
+        with record.writing(file):
+            Image.fromarray(pixels).save(file)
 
 
 def averaged(trainer: Trainer) -> AbstractContextManager[None]:

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -223,16 +225,13 @@ def read_suite(folder: Path) -> SuiteRecord:
     Raises:
         ValueError: if the folder is not a suite's.
     """
-    import yaml
-
     if not (folder / "suite.yaml").is_file():
         raise ValueError(f"{folder} is not a suite: it has no suite.yaml")
     cells = [read_cell(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
     bases: dict[str, BaseResult] = {
-        path.parent.name: _checked(json.loads(path.read_text()), path)
-        for path in sorted(folder.glob("base-*/result.json"))
+        path.parent.name: read_result(path) for path in sorted(folder.glob("base-*/result.json"))
     }
-    suite = yaml.safe_load((folder / "suite.yaml").read_text())
+    suite = read_yaml(folder / "suite.yaml")
     return SuiteRecord(
         folder=folder, suite=suite, cells=cells, bases=bases, diversity=read_diversity(folder / "diversity")
     )
@@ -255,7 +254,7 @@ def read_diversity(folder: Path) -> DiversityRecord | None:
     path = folder / "result.json"
     if not path.is_file():
         return None
-    result: Diversity = _checked(json.loads(path.read_text()), path)
+    result: Diversity = read_result(path)
     with np.load(folder / "features.npz") as arrays:
         features = [arrays[f"arm{at}"] for at in range(len(result["arms"]))]
         return DiversityRecord(result=result, features=features, reference=arrays["reference"])
@@ -263,33 +262,63 @@ def read_diversity(folder: Path) -> DiversityRecord | None:
 
 def read_cell(folder: Path) -> CellRecord:
     """Return a cell's record; `result` is None unless its DONE carries the hash of its configuration."""
-    import yaml
-
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    result = None
-    if is_done(folder, config["hash"]):
-        result = _checked(json.loads((folder / "result.json").read_text()), folder / "result.json")
+    config = read_yaml(folder / "config.yaml")
+    result = read_result(folder / "result.json") if is_done(folder, config["hash"]) else None
     environment = folder / "environment.json"
     return CellRecord(
         folder=folder,
         config=config,
         rows=list(read_rows(folder / "metrics.jsonl")),
         result=result,
-        environment=json.loads(environment.read_text()) if environment.is_file() else {},
+        environment=_mapping(json.loads, environment) if environment.is_file() else {},
     )
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return a suite.yaml or config.yaml.
+
+    Raises:
+        ValueError: if it is damaged, or of a version that this one does not know.
+    """
+    import yaml
+
+    found = _mapping(yaml.safe_load, path)
+    if found.get("version", 1) != 1:
+        raise ValueError(f"{path} has version {found['version']}; this Arbor reads 1: upgrade it")
+    return found
+
+
+def read_result(path: Path) -> Any:
+    """Return a result.json, of a cell or of the base.
+
+    Raises:
+        ValueError: if it is damaged, or of a version that this one does not know.
+    """
+    record = _mapping(json.loads, path)
+    version = record.get("version")
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise ValueError(f"{path} has record version {version}; this Arbor reads 1 to {VERSION}: upgrade it")
+    return record
+
+
 def read_rows(path: Path) -> Iterator[Row]:
-    """Yield the complete rows of a metrics file; a last line cut short by a kill is not one."""
+    """Yield the complete rows of a metrics file; a last line cut short by a kill is not one.
+
+    Raises:
+        ValueError: if a line is damaged.
+    """
     if not path.is_file():
         return
-    for line in path.read_bytes().split(b"\n")[:-1]:
-        yield json.loads(line)
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise _damaged(path, f"line {number}: {error}") from error
 
 
 def append_row(path: Path, row: Row) -> None:
     """Append an iteration's row."""
-    with path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -315,15 +344,60 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file through a temporary name and a rename."""
     part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with writing(path):
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
 
 
-def _checked(record: Any, path: Path) -> Any:
-    version = record.get("version")
-    if not isinstance(version, int) or not 1 <= version <= VERSION:
-        raise ValueError(f"{path} has record version {version}; this Arbor reads 1 to {VERSION}: upgrade it")
-    return record
+class WriteError(OSError):
+    """A file that cannot be written, and why."""
+
+    def __str__(self) -> str:
+        return f"{self.filename} cannot be written: {self.strerror}; once it can, the same command goes on"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write inside into WriteError: a full disk says neither which file nor, through some
+    libraries, that it is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = _system_error(error)
+        if code is None:
+            raise
+        raise WriteError(code, os.strerror(code), str(path)) from error
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """Return the system's number of an error, or of what it came from, or that it tells of in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if told := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):  # safetensors; shutil, of many files
+            return int(told[1] or told[2])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _mapping(parse: Callable[[str], Any], path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        value = parse(path.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from error
+    if not isinstance(value, dict):
+        raise _damaged(path, "it holds no mapping")
+    return value
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    what = str(path if path.name == "suite.yaml" else path.parent)
+    if path.parent.name.startswith("base-"):
+        what += ", and the DONE of a cell that is measured against it,"  # whoever finishes a cell makes its base
+    return ValueError(f"{path} is damaged ({why}); delete {what} and run again")

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
-
 from bench import scaffold
 from bench import suite as grid
 from bench.arguments import check_means, diversity_parser, make_suite, parsed, run_parser, trackers
 from bench.environment import torchrun
 from bench.hosts import class_of, of_class, settings
+from bench.lock import locked
 from bench.models.source import check_side, resolve_model
 from bench.presets import PRESETS
 from bench.preview import dry_run, spoken
@@ -120,7 +119,8 @@ def create(suite: Suite, *, open_suite: bool) -> None:
     try:
         second = grid.write(suite, open_suite=open_suite)
     except OSError as error:
-        raise InputError(f"{suite.folder} cannot be written: {error.strerror}; choose another --out") from error
+        where = error.filename or suite.folder
+        raise InputError(f"{where} cannot be written: {error.strerror}; choose another --out") from error
     if second:
         print(f"bench: suite {suite.folder.name} is open: it now holds a second shared configuration", file=sys.stderr)
 
@@ -255,13 +255,14 @@ def show_report(folder: Path) -> None:
     """Write a suite's report under ./reports and print its table."""
     from reports.build import build
 
+    out = Path("reports")
     try:
-        built = build(folder, Path("reports"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"a record under {folder} is no JSON ({error}); delete that cell and run again") from error
+        out.mkdir(exist_ok=True)
+        with locked(out, wait=True):  # another driver may be at its end too
+            built = build(folder, out)
     except ValueError as error:
         raise InputError(str(error)) from error
-    except (KeyError, TypeError, yaml.YAMLError) as error:
+    except (KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"a record under {folder} is damaged ({why}); delete that cell and run again") from error
     except OSError as error:

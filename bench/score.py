@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bench.contract import Algorithm, Context, Outcome, Reward, checked_credit
+from bench.patience import NoAnswerError
 from bench.plan import Plan
 from bench.policy import Policy, in_chunks
 from bench.processes import Processes
@@ -94,6 +95,9 @@ def _attempt(
     """Score a batch; where the scorer raises, score what can stand alone: a group, of a pointwise reward an image."""
     try:
         value = np.asarray(reward(images, prompts, group), np.float64)
+    except NoAnswerError as error:  # asked for each image alone, it could take as long again for each
+        said.append(f"{name}: {error}")
+        return np.full(len(images), np.nan)
     except Exception as error:  # noqa: BLE001  # a scorer may be anyone's code; its failure is counted, recorded, shown
         said.append(f"{name}: {type(error).__name__}: {error}")
         rows = whole_groups(group, 1)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
 
@@ -18,6 +19,10 @@ from bench import record
 from bench.config import Cell, Shared, cell_record, digest, identity, plain
 from bench.lock import locked
 from bench.registry import InputError
+
+Value = TypeVar("Value")
+ROOM = 1 << 20
+"""Bytes; a disk with less of them free is full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,8 @@ def check_closed(folder: Path, shared: Shared, *, open_suite: bool) -> None:
     path = folder / "suite.yaml"
     if open_suite or not path.is_file():
         return
-    there = yaml.safe_load(path.read_text())["shared"]
+    # What was begun before a key was there has run at its default.
+    there = plain(Shared()) | _known(record.read_yaml, path)["shared"]
     here = plain(shared)
     if (there.get("model_digest"), there.get("prompts_digest")) == (shared.model_digest, shared.prompts_digest):
         here |= {key: there[key] for key in ("model", "prompts") if there[f"{key}_digest"]}
@@ -65,12 +71,15 @@ def write(suite: Suite, *, open_suite: bool = False) -> bool:
 
     Returns:
         Whether an open suite now holds a second shared configuration.
+
+    Raises:
+        InputError: if a file that is there cannot be read.
     """
     suite.folder.mkdir(parents=True, exist_ok=True)
     path = suite.folder / "suite.yaml"
     mine = digest(identity(suite.shared))
     with locked(suite.folder, wait=True):
-        value = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {
+        value = (_known(record.read_yaml, path) if path.is_file() else None) or {
             "version": 1,
             "name": suite.folder.name,
             "preset": suite.preset,
@@ -83,13 +92,33 @@ def write(suite: Suite, *, open_suite: bool = False) -> bool:
         arms = dict.fromkeys([*value["arms"], *(cell.arm for cell in suite.cells)])
         value |= {"arms": list(arms), "open": value.get("open", False) or second}
         record.write_text(path, yaml.safe_dump(value, sort_keys=False))
-    for cell in suite.cells:
-        folder = suite.folder / cell.folder
-        folder.mkdir(exist_ok=True)
-        text = yaml.safe_dump(cell_record(cell), sort_keys=False)
-        if not record.is_done(folder, cell.hash):
-            record.write_text(folder / "config.yaml", text)
+        for cell in suite.cells:
+            folder = suite.folder / cell.folder
+            folder.mkdir(exist_ok=True)
+            if record.is_done(folder, cell.hash):
+                _known(_read_through, folder)
+            else:
+                record.write_text(folder / "config.yaml", yaml.safe_dump(cell_record(cell), sort_keys=False))
     return second
+
+
+def _read_through(folder: Path) -> None:
+    """Read what a report will ask of a finished cell: before hours are spent on others."""
+    record.read_result(folder / "result.json")
+    for _ in record.read_rows(folder / "metrics.jsonl"):
+        pass
+
+
+def _known(read: Callable[[Path], Value], path: Path) -> Value:
+    """Return what is read.
+
+    Raises:
+        InputError: if it is damaged, or of an unknown version.
+    """
+    try:
+        return read(path)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +218,8 @@ def failures(suite: Suite) -> dict[str, str]:
     for cell in suite.missing():
         error = suite.folder / cell.folder / "error.txt"
         lines = error.read_text().strip().splitlines() if error.is_file() else []
+        full = "; its disk is full" if shutil.disk_usage(suite.folder).free < ROOM else ""
         said[cell.arm + f" seed {cell.seed}"] = (
-            lines[-1] if lines else f"stopped without a word; see {suite.folder}/worker-*.log"
+            lines[-1] if lines else f"stopped without a word{full}; see {suite.folder}/worker-*.log"
         )
     return said

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -31,6 +31,7 @@ from bench.environment import environment
 from bench.lock import locked
 from bench.lora import add_lora
 from bench.models.source import resolve_model
+from bench.patience import patient
 from bench.policy import Condition, Policy, enable_gradient_checkpointing
 from bench.processes import ALONE, Processes, give_up, join, leave
 from bench.registry import Registry, load
@@ -52,6 +53,8 @@ class Worker:
     """Prompts are encoded once a process."""
     scorers: dict[str, Reward] = field(default_factory=dict)
     """As are scorers loaded."""
+    patient: dict[tuple[str, float], Reward] = field(default_factory=dict)
+    """Those that are asked for scores, by name and timeout: each has a thread."""
 
     def run(self, folder: Path) -> None:
         """Train, judge and record a cell; DONE comes last."""
@@ -103,7 +106,7 @@ class Worker:
             cell=cell,
             policy=policy,
             accelerator=accelerator,
-            rewards=self.load(rewards, tuple(weight)),
+            rewards=self.scoring(rewards, tuple(weight), shared.reward_timeout),
             weight=weight,
             prompts=prompts,
             condition=self.condition(shared, policy, prompts),
@@ -139,6 +142,13 @@ class Worker:
                 self.scorers[name] = rewards.get(name)()
         return {name: self.scorers[name] for name in names}
 
+    def scoring(self, rewards: Registry, names: Sequence[str], seconds: float) -> dict[str, Reward]:
+        """Return scorers by name; a call of one takes `seconds` at most."""
+        for name, reward in self.load(rewards, names).items():
+            if (name, seconds) not in self.patient:
+                self.patient[name, seconds] = patient(reward, seconds)
+        return {name: self.patient[name, seconds] for name in names}
+
     def condition(self, shared: Shared, policy: Policy, prompts: Sequence[str]) -> Condition:
         """Return encoded prompts, on the CPU: an iteration takes its own to the device."""
         key = (shared.model, tuple(prompts))
@@ -152,7 +162,7 @@ class Worker:
         prompts = tuple(evenly(split, shared.eval_prompts))
         featurizer: Any = self.load(rewards, [shared.features])[shared.features] if shared.features else None
         return judge.Judges(
-            rewards=self.load(rewards, shared.eval_rewards),
+            rewards=self.scoring(rewards, shared.eval_rewards, shared.reward_timeout),
             featurizer=featurizer,
             prompts=prompts,
             condition=self.condition(shared, policy, prompts),
@@ -181,8 +191,9 @@ def _whole(folder: Path, write: Callable[[Path], None]) -> None:
     part = folder.with_name(folder.name + ".part")
     for stale in (part, folder):
         shutil.rmtree(stale, ignore_errors=True)
-    write(part)
-    part.replace(folder)
+    with record.writing(part):
+        write(part)
+        part.replace(folder)
 
 
 @contextmanager
@@ -229,11 +240,13 @@ def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
         try:
             worker.run(folder)
         except Exception as why:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
-            traceback.print_exc()
+            with suppress(OSError):  # the log may be on a full disk, as may be the cell: the driver looks at the disk
+                traceback.print_exc()
             alike = worker.processes.failed_alike(folder.name)
             if worker.processes.first if alike else not error.exists():
                 in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
-                record.write_text(error, f"{traceback.format_exc()}\n{in_a_line}\n")
+                with suppress(OSError):
+                    record.write_text(error, f"{traceback.format_exc()}\n{in_a_line}\n")
             if not alike:
                 give_up()
             return False

@@ -43,9 +43,11 @@ def arms(record: SuiteRecord) -> tuple[Arm, ...]:
     """Return the arms in the suite's order; where one name has run under several settings, it is told apart by them."""
     groups: dict[tuple[str, str], list[CellRecord]] = {}
     place = {name: at for at, name in enumerate(record.suite["arms"])}
+    later = set() if record.suite.get("open") else _not_of_all(record.cells)
     for cell in sorted(record.cells, key=lambda cell: (place.get(cell.config["arm"], len(place)), cell.config["seed"])):
         config = cell.config
-        settings = json.dumps([config["shared"], config["effective"], config["algorithm"]], sort_keys=True)
+        parts = [{k: v for k, v in config[part].items() if k not in later} for part in ("shared", "effective")]
+        settings = json.dumps([*parts, config["algorithm"]], sort_keys=True)
         groups.setdefault((config["arm"], settings), []).append(cell)
     count = Counter(name for name, _ in groups)
     alike: dict[str, list[CellRecord]] = {}
@@ -55,6 +57,12 @@ def arms(record: SuiteRecord) -> tuple[Arm, ...]:
         Arm(label=name if count[name] == 1 else _told_apart(cells[0], alike[name]), cells=tuple(cells))
         for (name, _), cells in groups.items()
     )
+
+
+def _not_of_all(cells: Sequence[CellRecord]) -> set[str]:
+    """Return shared keys that some cells are older than: in a closed suite, the others ran at their defaults."""
+    keys = [set(cell.config["shared"]) for cell in cells]
+    return set().union(*keys) - set.intersection(*keys) if keys else set()
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:

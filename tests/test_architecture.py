@@ -37,7 +37,7 @@ PURE = [
     "solver",
     "tree",
 ]
-STAGES = ["lora", "rollout", "score", "update", "models.flux"]
+STAGES = ["lora", "patience", "rollout", "score", "update", "models.flux"]
 SETUP = [
     "budget",
     "config",

@@ -1,10 +1,9 @@
 """Workers as forks of one process that has paid for the imports, and for encoding the prompts: `python zygote.py`.
 
 A line of standard input is a list of jobs, {"suite": folder, "cells": names, "workers": how many at once, "die": where
-a worker kills itself, "ran": file, "listing": file, "processes": of one run, as torchrun starts them, "parallel": how,
-"trackers": names},
-run one after another. The answer, a line of standard output, is the exit codes of each job's workers, -9 for a
-killed one.
+a worker kills itself, "ran": file, "listing": file, "largest": bytes of a file, "processes": of one run, as torchrun
+starts them, "parallel": how, "trackers": names}, run one after another. The answer, a line of standard output, is the
+exit codes of each job's workers, -9 for a killed one.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -163,6 +163,8 @@ def worker(job: Mapping[str, Any]) -> int:
         folder = Path(job["suite"], job["cells"][0])
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
         Path(job["listing"]).write_text("\n".join(names))
+    if job.get("largest"):  # as on a full disk, a write fails, in the middle if it must
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
     if job.get("die"):
         where, at = job["die"]
         DEATHS[where](at)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from bench import record
 from bench.budget import spent
+from bench.config import LATER, Shared, digest, identity
+from bench.parse import replaced
 from reports.build import build
+
+FIRST = Path(__file__).parent / "records" / "v1"
+"""Written by version 0.1.0; it must load for ever."""
 
 
 @pytest.fixture
@@ -98,16 +109,120 @@ def test_a_cell_without_its_result_is_not_done(tmp_path):
 
 
 def test_records_of_the_first_version_are_read_and_reported(tmp_path):
-    """tests/suite/records/v1 was written by version 0.1.0, and must load for ever."""
-    first = record.read_suite(Path(__file__).parent / "records" / "v1")
+    first = record.read_suite(FIRST)
     assert [cell.config["arm"] for cell in first.cells] == ["branch", "dance"]
     results = [cell.result for cell in first.cells]
     assert all(result is not None and result["version"] == 1 for result in results)
     assert [len(cell.rows) for cell in first.cells] == [2, 2]
-    built = build(Path(__file__).parent / "records" / "v1", tmp_path)
+    built = build(FIRST, tmp_path)
     assert any("dance" in line and "9.0625" in line for line in built.lines)
 
 
 def test_a_row_of_the_first_version_counts_its_calls():
-    rows = list(record.read_rows(next((Path(__file__).parent / "records" / "v1").glob("dance-*")) / "metrics.jsonl"))
+    rows = list(record.read_rows(next(FIRST.glob("dance-*")) / "metrics.jsonl"))
     assert spent(rows, "calls") == 2 * (290 + 3 * 98)
+
+
+def test_a_shared_configuration_of_the_first_version_has_the_hash_it_had_then():
+    suite = record.read_yaml(FIRST / "suite.yaml")
+    assert digest(identity(replaced(Shared(), suite["shared"], "shared"))) == suite["shared_hash"]
+
+
+def test_every_shared_key_that_the_first_version_had_not_is_known_to_be_later():
+    assert {field.name for field in fields(Shared)} - record.read_yaml(FIRST / "suite.yaml")["shared"].keys() == LATER
+
+
+def test_a_later_key_counts_where_it_is_not_at_its_default():
+    assert identity(Shared(reward_timeout=600.0)) == identity(Shared())
+    assert identity(Shared(reward_timeout=60.0))["reward_timeout"] == 60
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Let a write beyond so many bytes fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_row_that_finds_no_room_names_its_file_and_leaves_those_before(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    record.append_row(path, row(0))
+
+    with files_up_to(path.stat().st_size + 10), pytest.raises(record.WriteError) as caught:
+        record.append_row(path, row(1))
+
+    assert str(caught.value) == f"{path} cannot be written: File too large; once it can, the same command goes on"
+    assert [found["iteration"] for found in record.read_rows(path)] == [0]
+    record.cut_rows(path, 1)
+    record.append_row(path, row(1))
+    assert [found["iteration"] for found in record.read_rows(path)] == [0, 1]
+
+
+def row(iteration: int) -> Any:
+    return dict.fromkeys(record.Row.__annotations__, 0) | {"iteration": iteration}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]),
+    ],
+)
+def test_whoever_writes_a_full_disk_is_a_full_disk(said, tmp_path):
+    says = f"{tmp_path} cannot be written: {os.strerror(28)}"
+    with pytest.raises(record.WriteError, match=says), record.writing(tmp_path):
+        raise said
+
+
+def test_an_error_that_is_none_of_the_disk_stays_what_it_is(tmp_path):
+    with pytest.raises(ArithmeticError), record.writing(tmp_path):
+        raise ArithmeticError("7")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("metrics.jsonl", '{"iteration": 0}\n{"itera\n', "line 2: "),
+        ("metrics.jsonl", "\xff\n", "line 1: "),
+        ("result.json", '{"version": 1, "arm', "Unterminated string"),
+        ("result.json", "", "Expecting value"),
+        ("result.json", "[]", "no mapping"),
+        ("config.yaml", "hash: [", "expected"),
+        ("config.yaml", "", "no mapping"),
+    ],
+)
+def test_a_damaged_record_is_named_with_the_way_out(cell, file, text, says):
+    (cell / "DONE").write_text("abc\n")
+    (cell / file).write_text(text, encoding="latin-1")
+
+    with pytest.raises(ValueError) as caught:
+        record.read_suite(cell.parent)
+
+    assert str(caught.value).startswith(f"{cell / file} is damaged (")
+    assert says in str(caught.value)
+    assert str(caught.value).endswith(f"; delete {cell} and run again")
+
+
+def test_of_a_damaged_suite_file_or_base_not_all_is_to_be_deleted(cell):
+    base = cell.parent / "base-123"
+    base.mkdir()
+    (base / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=f"delete {base}, and the DONE of a cell that is measured against it, and run"):
+        record.read_suite(cell.parent)
+    (base / "result.json").unlink()
+    (cell.parent / "suite.yaml").write_text("{")
+    with pytest.raises(ValueError, match=f"delete {cell.parent / 'suite.yaml'} and run again"):
+        record.read_suite(cell.parent)
+
+
+@pytest.mark.parametrize("file", ["suite.yaml", "dance-s0-abc/config.yaml"])
+def test_a_configuration_of_an_unknown_version_is_refused(cell, file):
+    (cell.parent / file).write_text("version: 2\nhash: abc\n")
+    with pytest.raises(ValueError, match=f"{file} has version 2; this Arbor reads 1: upgrade it"):
+        record.read_suite(cell.parent)

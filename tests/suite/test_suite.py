@@ -173,7 +173,7 @@ def test_a_done_cell_keeps_its_configuration_file(make):
     made = make("dance")
     folder = made.folder / made.cells[0].folder
     (folder / "config.yaml").write_text("as it was")
-    (folder / "result.json").write_text("{}")
+    (folder / "result.json").write_text('{"version": 2}')
     (folder / "DONE").write_text(made.cells[0].hash)
 
     write(made)

@@ -1,0 +1,88 @@
+"""Scorers that are waited for so long and no longer: one may hang where no exception will ever come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bench.contract import Reward
+
+Answer = tuple[Any, BaseException | None]
+"""What a scorer returned, or what it raised."""
+Question = tuple[Callable[[], Any], SimpleQueue[Answer]]
+
+
+class NoAnswerError(Exception):
+    """A scorer did not answer in time."""
+
+
+def patient(reward: Reward, seconds: float) -> Reward:
+    """Return the scorer; a call of it that takes longer than `seconds` raises NoAnswerError.
+
+    It computes on one thread of its own, where it finds the caller's device and grad mode. A thread that does not
+    answer is left alone and the next call has another; as daemons they hold up no exit.
+    """
+    return cast(Reward, _Patient(reward, seconds))
+
+
+class _Patient:
+    def __init__(self, reward: Reward, seconds: float) -> None:
+        self.reward, self.info, self.seconds = reward, reward.info, seconds
+        self.questions: SimpleQueue[Question | None] | None = None
+
+    def __call__(
+        self, images: Float[Tensor, "leaf 3 height width"], prompts: Sequence[str], group: Int[np.ndarray, " leaf"]
+    ) -> Any:
+        answers: SimpleQueue[Answer] = SimpleQueue()  # of this call, so that a late answer is nobody's
+        if self.questions is None:
+            self.questions = SimpleQueue()
+            threading.Thread(target=_answer, args=(self.questions,), daemon=True).start()
+        self.questions.put((_as_here(partial(self.reward, images, prompts, group)), answers))
+        try:
+            value, error = answers.get(timeout=min(self.seconds, threading.TIMEOUT_MAX))
+        except Empty:
+            self.questions.put(None)  # should it ever come back, the thread ends
+            self.questions = None
+            raise NoAnswerError(f"no answer in {self.seconds:g} s") from None
+        if error is not None:
+            raise error
+        return value
+
+
+def _as_here(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the call with this thread's device and grad mode, which another thread does not inherit."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    grad = torch.is_grad_enabled()
+
+    def called() -> Any:
+        with nullcontext() if device is None else torch.cuda.device(device), torch.set_grad_enabled(grad):
+            return call()
+
+    return called
+
+
+def _answer(questions: SimpleQueue[Question | None]) -> None:
+    """Answer questions, one after another, until there is none."""
+    while _answered(questions.get()):
+        pass
+
+
+def _answered(question: Question | None) -> bool:
+    # A function of its own: while its thread waits, nothing holds on to the images of the call before.
+    if question is None:
+        return False
+    call, answers = question
+    try:
+        answers.put((call(), None))
+    except BaseException as error:  # noqa: BLE001  # whatever it is, it is raised where the scorer was called
+        answers.put((None, error))
+    return True
