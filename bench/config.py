@@ -19,7 +19,7 @@ from bench.plan import Plan
 from bench.registry import InputError, Registry, nearest
 from bench.schedule import shifted_sigmas
 
-LATER = frozenset({"reward_timeout"})
+LATER = frozenset({"reward_timeout", "lora_rank", "lora_alpha", "gradient_checkpointing", "ema_device"})
 """Shared keys that the first version had not: at its default such a key changes no hash, so that suites begun before it
 was there go on."""
 
