@@ -34,9 +34,9 @@ class BranchOfficial(Algorithm):
         reference="Fredreic1849/BranchGRPO@19fbb9f (does not import)",
         deviations=(
             "the last step is deterministic and never trained; the code trains its edges, whose noise reaches no image",
-            "updates are counted as the code does, last step's edges included; those trained are cut evenly into them",
+            "updates are counted as in the code's first iteration, its last step's edges too; those trained cut evenly",
             "the fewer than `edges` edges that are left over make no step; the code takes one, without clipping",
-            "a rank's edges are shuffled by keyed draws; a tree without a neighbour is half a rank",
+            "keyed draws shuffle a rank's edges; an odd tree is half a rank; pruning never ends (pruning_step_ratio 1)",
             "every tree has an initial noise of its own; in the code all prompts of a rank share one",
             "latents are fp32 and the ratio starts at 1; the code rounds latents to bf16, and ratios by up to 8e-4",
             "failed leaves are left out; the code skips NaN edges, and may wait for ever where ranks then differ",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def prepare(accelerator: Accelerator, policy: Policy, optimizer: Any, shared: Sh
     if isinstance(policy.model, FSDPModule):
         # Without this the outermost layers stay whole after a rollout, and weights that are exchanged have no effect.
         policy.model.set_reshard_after_forward(True)
+        # A model may return a view of its output; nobody changes a velocity in place, of which torch warns.
+        warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     return optimizer
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from bench.config import ArmSpec, Shared, check_layers, make_cell, parse_arms, resolve, weights
+from bench.config import Shared, check_layers, make_cell, resolve
 from bench.data import load_prompts
 from bench.environment import torchrun
 from bench.models.catalog import ModelEntry
 from bench.models.source import check_side, entry_of, model_digest, resolve_model
-from bench.parse import field_types, key_value, replaced
+from bench.parse import ArmSpec, field_types, key_value, parse_arms, replaced, weights
 from bench.presets import PRESETS
 from bench.registry import InputError, Registry, load, nearest
 from bench.suite import Suite, default_name
@@ -97,8 +97,10 @@ def check_means(args: argparse.Namespace, suite: Suite) -> None:
     A prompt's images are made, and learned from, by one process.
     """
     _, count = torchrun()
-    if args.jobs is not None and (args.jobs < 1 or count > 1):
-        raise InputError(f"--jobs {args.jobs}: at least one worker is needed, and with torchrun its processes are it")
+    if args.jobs is not None and args.jobs < 1:
+        raise InputError(f"--jobs {args.jobs}: at least one worker is needed")
+    if args.jobs is not None and count > 1:
+        raise InputError(f"--jobs {args.jobs}: under torchrun the processes that it started do the work; leave it out")
     if args.parallel is not None and count == 1:
         raise InputError(
             f"--parallel {args.parallel} is of several processes: torchrun --nproc_per_node N -m bench.run ..."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from bench.contract import Memory
@@ -26,29 +26,35 @@ def save(folder: Path, trainer: Trainer, iterations: int, memory: Memory) -> Non
 
     Tensors are written whole, by the first process, so that any number of processes can go on from them.
     """
+    first = trainer.processes.first
+
+    def kept(value: Any) -> Any:
+        full = whole(value)  # all processes take part, one of them keeps it
+        return full if first else None
+
     state = {
         "iterations": iterations,
         "optimizer_steps": trainer.optimizer_steps,
-        "parameters": [whole(p.detach()) for p in trainer.parameters()],
-        "optimizer": tree_map(whole, trainer.optimizer.state_dict()),
-        "ema": whole_average(trainer),
-        "named": {n: (tree_map(whole, policy.weights), policy.is_live) for n, policy in trainer.named.items()},
+        "parameters": [kept(p.detach()) for p in trainer.parameters()],
+        "optimizer": tree_map(kept, trainer.optimizer.state_dict()),
+        "ema": [kept(average) for average in averages(trainer)],
+        "named": {n: (tree_map(kept, policy.weights), policy.is_live) for n, policy in trainer.named.items()},
         "memory": dict(memory),
     }
-    if trainer.processes.first:
+    if first:
         write(folder, iterations, state)
+    trainer.processes.gathered(None)  # what waits for a long write waits here, and not in a collective with a timeout
 
 
-def whole_average(trainer: Trainer) -> list[torch.Tensor]:
-    """Return the moving average, of which each process keeps a part, in full."""
-    if not isinstance(trainer.policy.model, FSDPModule):
-        return trainer.ema
-    found = []
+def averages(trainer: Trainer) -> Iterator[torch.Tensor]:
+    """Yield the moving average of every parameter, held as the parameter is: whole, or in parts."""
     for parameter, average in zip(trainer.parameters(), trainer.ema, strict=True) if trainer.ema else ():
-        shaped = parameter.detach().clone()
-        local(shaped).copy_(average)
-        found.append(whole(shaped))
-    return found
+        if isinstance(parameter, DTensor):
+            shaped = parameter.detach().clone()
+            local(shaped).copy_(average)
+            yield shaped
+        else:
+            yield average
 
 
 def write(folder: Path, iterations: int, state: Mapping[str, Any]) -> None:

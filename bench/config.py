@@ -14,7 +14,7 @@ from typing import Any, Literal
 from bench.budget import Budget
 from bench.contract import HANDED_DOWN, OWNABLE, Algorithm, Context, Memory, Named
 from bench.hosts import code, family, host_fields, hosts, info_record, is_of_family, restored, settings, with_hosts
-from bench.parse import field_types, key_value, replaced, split_top
+from bench.parse import ArmSpec, field_types, parse_arms, replaced
 from bench.plan import Plan
 from bench.registry import InputError, Registry, nearest
 from bench.schedule import shifted_sigmas
@@ -141,7 +141,13 @@ class Shared:
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={list(self.betas)} are decays in [0, 1)")
         if self.lora_rank < 0 or (self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf):
-            raise ValueError(f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}: a rank, or 0; and a scale > 0")
+            raise ValueError(
+                f"lora_rank={self.lora_rank}, lora_alpha={self.lora_alpha}: the rank is 0 or more, the scale positive"
+            )
+        if self.lora_alpha is not None and not self.lora_rank:
+            raise ValueError(f"lora_alpha={self.lora_alpha:g} means nothing without lora_rank")
+        if self.ema_device == "cpu" and not self.ema:
+            raise ValueError("ema_device=cpu means nothing without ema")
         if self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay={self.weight_decay} is not negative: decay shrinks weights, never grows them"
@@ -231,40 +237,6 @@ def as_planned(plan: Plan) -> dict[str, Any]:
     return known if plan.stochastic_steps() else known | {"train_steps": None}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmSpec:
-    """An arm as written: a name, and its settings in brackets."""
-
-    label: str
-    algo: str
-    changes: Mapping[str, Any]
-
-
-def parse_arms(text: str) -> list[ArmSpec]:
-    """Return the arms of `dance(tf=0.6),branch(splits=sparse)`.
-
-    Raises:
-        InputError: for malformed text, or an arm named twice.
-    """
-    arms = []
-    for part in split_top(text):
-        name, bracket, rest = part.partition("(")
-        if bracket and not rest.endswith(")"):
-            raise InputError(f"{part!r}: an arm is written name or name(key=value,...)")
-        items = [key_value(item) for item in split_top(rest[:-1])] if bracket else []
-        changes = dict(items)
-        if len(changes) < len(items):
-            twice = next(key for at, (key, _) in enumerate(items) if key in dict(items[:at]))
-            raise InputError(f"{part!r} sets {twice!r} twice")
-        arms.append(ArmSpec(label=part.replace(" ", ""), algo=name.strip(), changes=changes))
-    labels = [arm.label for arm in arms]
-    if not labels:
-        raise InputError("no arm is named; --algos dance,mix,branch names three")
-    if len(set(labels)) < len(labels):
-        raise InputError(f"an arm is named twice: {', '.join(labels)}")
-    return arms
-
-
 def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any]], algorithms: Registry) -> Algorithm:
     """Return an arm's algorithm with all its settings.
 
@@ -283,7 +255,10 @@ def resolve(spec: ArmSpec, shared: Shared, layers: Mapping[str, Mapping[str, Any
         key: resolve(host_spec(spec.label, key, own.pop(key, value)), shared, layers, algorithms)
         for key, value in host_fields(base).items()
     }
-    base = with_hosts(base, below)
+    try:
+        base = with_hosts(base, below)
+    except ValueError as error:
+        raise InputError(f"{spec.label}: {error}") from error
     shared_keys = field_types(Shared)
     for key in own:
         if key in shared_keys and key not in base.info.owns:
@@ -310,28 +285,6 @@ def check_layers(layers: Mapping[str, Mapping[str, Any]], algorithms: Registry) 
     for name in layers:
         if name not in known:
             raise InputError(f"settings for {name!r}, which is no algorithm{nearest(name, sorted(known))}")
-
-
-def weights(rewards: Sequence[str]) -> dict[str, float]:
-    """Return the normalised weight of each reward named as `name` or `name:weight`.
-
-    Raises:
-        InputError: for a weight that is not a positive number, or a reward named twice.
-    """
-    found: dict[str, float] = {}
-    for item in rewards:
-        name, sign, weight = item.partition(":")
-        try:
-            value = float(weight) if sign else 1.0
-        except ValueError:
-            value = -1.0
-        if not 0 < value < float("inf"):
-            raise InputError(f"reward {item!r}: a weight is a positive number, as in {name}:0.5")
-        if name in found:
-            raise InputError(f"reward {name!r} is named twice")
-        found[name] = value
-    total = sum(found.values())
-    return {name: value / total for name, value in found.items()}
 
 
 def host_spec(label: str, key: str, value: Any) -> ArmSpec:

@@ -13,10 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from bench.config import Cell, Shared, make_cell, parse_arms, resolve
+from bench.config import Cell, Shared, make_cell, resolve
 from bench.contract import Named
 from bench.cost import Nfe
-from bench.parse import field_types, key_value, replaced, split_top
+from bench.parse import field_types, key_value, parse_arms, replaced, split_top
 from bench.presets import PRESETS
 from bench.preview import planned
 from bench.registry import InputError, Registry, load

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -85,8 +86,11 @@ def make_result(
     cell: Cell, rows: Sequence[record.Row], found: Evaluation, judges: Judges, base: Path, flops: float
 ) -> record.Result:
     """Return the record of a finished cell."""
-    with np.load(base / "features.npz") as features:
-        reference = features["reference"]
+    try:
+        with np.load(base / "features.npz") as features:
+            reference = features["reference"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise RuntimeError(f"{base / 'features.npz'} cannot be read; delete {base} and run again") from error
     return {
         "version": record.VERSION,
         "suite": cell.suite,
@@ -160,12 +164,13 @@ def write_samples(folder: Path, images: Float[Tensor, "shown 3 height width"]) -
     """Write images as PNG, named by their prompt's number."""
     from PIL import Image
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(images):
-        pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        file = folder / f"{number:03d}.png"
-        with record.writing(file):
-            Image.fromarray(pixels).save(file)
+    def write(part: Path) -> None:
+        part.mkdir(parents=True)
+        for number, image in enumerate(images):
+            pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(part / f"{number:03d}.png")
+
+    record.write_folder(folder, write)
 
 
 def averaged(trainer: Trainer) -> AbstractContextManager[None]:

@@ -59,7 +59,7 @@ def make_trainer(parts: Parts) -> Trainer:
     )
     optimizer = prepare(accelerator, policy, optimizer, shared)
     parameters = [local(p.detach()) for p in policy.model.parameters() if p.requires_grad]
-    where = torch.device("cpu") if shared.ema_device == "cpu" else policy.device
+    where = average_device(shared, policy.device)
     return Trainer(
         policy=policy,
         accelerator=accelerator,
@@ -70,6 +70,11 @@ def make_trainer(parts: Parts) -> Trainer:
         named={name: NamedPolicy() for name in sorted(parts.cell.algorithm.needs & POLICIES)},
         processes=parts.processes,
     )
+
+
+def average_device(shared: Shared, model: torch.device) -> torch.device:
+    """Return where the moving average is kept."""
+    return torch.device("cpu") if shared.ema_device == "cpu" else model
 
 
 def sampling(trainer: Trainer, policy: str) -> AbstractContextManager[None]:

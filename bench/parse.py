@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -131,3 +132,59 @@ def split_top(text: str) -> list[str]:
     if depth:
         raise InputError(f"{text!r}: a bracket is never closed")
     return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmSpec:
+    """An arm as written: a name, and its settings in brackets."""
+
+    label: str
+    algo: str
+    changes: Mapping[str, Any]
+
+
+def parse_arms(text: str) -> list[ArmSpec]:
+    """Return the arms of `dance(tf=0.6),branch(splits=sparse)`.
+
+    Raises:
+        InputError: for malformed text, or an arm named twice.
+    """
+    arms = []
+    for part in split_top(text):
+        name, bracket, rest = part.partition("(")
+        if bracket and not rest.endswith(")"):
+            raise InputError(f"{part!r}: an arm is written name or name(key=value,...)")
+        items = [key_value(item) for item in split_top(rest[:-1])] if bracket else []
+        changes = dict(items)
+        if len(changes) < len(items):
+            twice = next(key for at, (key, _) in enumerate(items) if key in dict(items[:at]))
+            raise InputError(f"{part!r} sets {twice!r} twice")
+        arms.append(ArmSpec(label=part.replace(" ", ""), algo=name.strip(), changes=changes))
+    labels = [arm.label for arm in arms]
+    if not labels:
+        raise InputError("no arm is named; --algos dance,mix,branch names three")
+    if len(set(labels)) < len(labels):
+        raise InputError(f"an arm is named twice: {', '.join(labels)}")
+    return arms
+
+
+def weights(rewards: Sequence[str]) -> dict[str, float]:
+    """Return the normalised weight of each reward named as `name` or `name:weight`.
+
+    Raises:
+        InputError: for a weight that is not a positive number, or a reward named twice.
+    """
+    found: dict[str, float] = {}
+    for item in rewards:
+        name, sign, weight = item.partition(":")
+        try:
+            value = float(weight) if sign else 1.0
+        except ValueError:
+            value = -1.0
+        if not 0 < value < float("inf"):
+            raise InputError(f"reward {item!r}: a weight is a positive number, as in {name}:0.5")
+        if name in found:
+            raise InputError(f"reward {name!r} is named twice")
+        found[name] = value
+    total = sum(found.values())
+    return {name: value / total for name, value in found.items()}

@@ -103,8 +103,8 @@ def give_up() -> None:
 
 
 def whole(value: Any) -> Any:
-    """Return a tensor in full on this process: all processes ask together. Anything else is returned as it is."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    """Return a tensor that processes hold in parts in full and on the CPU; all ask together. Else return what it is."""
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
 
 
 def local(value: Tensor) -> Tensor:

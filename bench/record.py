@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,11 +265,14 @@ def read_cell(folder: Path) -> CellRecord:
     """Return a cell's record; `result` is None unless its DONE carries the hash of its configuration."""
     config = read_yaml(folder / "config.yaml")
     result = read_result(folder / "result.json") if is_done(folder, config["hash"]) else None
+    rows = list(read_rows(folder / "metrics.jsonl"))
+    if result is not None and len(rows) != (wanted := result.get("iterations", len(rows))):
+        raise _damaged(folder / "metrics.jsonl", f"{len(rows)} rows of {wanted}")
     environment = folder / "environment.json"
     return CellRecord(
         folder=folder,
         config=config,
-        rows=list(read_rows(folder / "metrics.jsonl")),
+        rows=rows,
         result=result,
         environment=_mapping(json.loads, environment) if environment.is_file() else {},
     )
@@ -296,6 +300,8 @@ def read_result(path: Path) -> Any:
     """
     record = _mapping(json.loads, path)
     version = record.get("version")
+    if version is None:
+        raise _damaged(path, "it has no version")
     if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise ValueError(f"{path} has record version {version}; this Arbor reads 1 to {VERSION}: upgrade it")
     return record
@@ -334,6 +340,16 @@ def is_done(folder: Path, digest: str) -> bool:
     """Return whether the cell is finished, under this very configuration."""
     done = folder / "DONE"
     return done.is_file() and (folder / "result.json").is_file() and done.read_text().strip() == digest
+
+
+def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Write a folder under a temporary name, then rename it, so that it is whole or absent."""
+    part = folder.with_name(folder.name + ".part")
+    for stale in (part, folder):
+        shutil.rmtree(stale, ignore_errors=True)
+    with writing(part):
+        write(part)
+        part.replace(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -389,7 +405,7 @@ def _mapping(parse: Callable[[str], Any], path: Path) -> dict[str, Any]:
 
     try:
         value = parse(path.read_text())
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError, FileNotFoundError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
     if not isinstance(value, dict):
         raise _damaged(path, "it holds no mapping")

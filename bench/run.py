@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,29 +70,33 @@ def run(words: Sequence[str]) -> int:
         return 0
     check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
     if torchrun()[1] > 1:
-        return together(suite, args)
+        return together(suite, args, preview["alike"])
     create(suite, open_suite=args.open)
     missing = suite.missing()
     if missing:
         host = grid.machine(args.jobs, args.device)
         print(f"{suite.folder}: {len(missing)} of {len(suite.cells)} cells to run, {host.jobs} at a time", flush=True)
-        for arm, twin in preview["alike"].items():
-            print(
-                f"bench: {arm} samples, credits and selects exactly as {twin} does under these settings",
-                file=sys.stderr,
-            )
+        say_alike(preview["alike"])
         workers = grid.start(suite, host, args.device, trackers(args))
         display.watching(suite, Console(), lambda watch: grid.finish(workers, watch))
     return concluded(suite)
 
 
-def together(suite: Suite, args: argparse.Namespace) -> int:
+def say_alike(alike: Mapping[str, str]) -> None:
+    """Name the arms that do what another does."""
+    for arm, twin in alike.items():
+        print(f"bench: {arm} samples, credits and selects exactly as {twin} does under these settings", file=sys.stderr)
+
+
+def together(suite: Suite, args: argparse.Namespace, alike: Mapping[str, str]) -> int:
     """Run what is missing in the processes that torchrun started, of which this is one."""
     from transformers.utils import logging
 
-    from bench.worker import Worker, found_device, join, leave, work
+    from bench.processes import join, leave
+    from bench.worker import Worker, found_device, stop_without_parent, work
 
     logging.disable_progress_bar()
+    stop_without_parent()
     if torchrun()[0] == 0:
         create(suite, open_suite=args.open)
     device = found_device(args.device)
@@ -101,6 +105,7 @@ def together(suite: Suite, args: argparse.Namespace) -> int:
     if processes.first:
         told = f"{len(names)} of {len(suite.cells)} cells to run, one at a time, by {processes.count} processes"
         print(f"{suite.folder}: {told}", flush=True)
+        say_alike(alike)
     worker = Worker(
         suite=suite.folder,
         device=device,

@@ -17,6 +17,7 @@ import yaml
 
 from bench import record
 from bench.config import Cell, Shared, cell_record, digest, identity, plain
+from bench.environment import torchrun
 from bench.lock import locked
 from bench.registry import InputError
 
@@ -96,17 +97,10 @@ def write(suite: Suite, *, open_suite: bool = False) -> bool:
             folder = suite.folder / cell.folder
             folder.mkdir(exist_ok=True)
             if record.is_done(folder, cell.hash):
-                _known(_read_through, folder)
+                _known(record.read_cell, folder)  # as a report will: before hours are spent on others
             else:
                 record.write_text(folder / "config.yaml", yaml.safe_dump(cell_record(cell), sort_keys=False))
     return second
-
-
-def _read_through(folder: Path) -> None:
-    """Read what a report will ask of a finished cell: before hours are spent on others."""
-    record.read_result(folder / "result.json")
-    for _ in record.read_rows(folder / "metrics.jsonl"):
-        pass
 
 
 def _known(read: Callable[[Path], Value], path: Path) -> Value:
@@ -219,7 +213,8 @@ def failures(suite: Suite) -> dict[str, str]:
         error = suite.folder / cell.folder / "error.txt"
         lines = error.read_text().strip().splitlines() if error.is_file() else []
         full = "; its disk is full" if shutil.disk_usage(suite.folder).free < ROOM else ""
-        said[cell.arm + f" seed {cell.seed}"] = (
-            lines[-1] if lines else f"stopped without a word{full}; see {suite.folder}/worker-*.log"
-        )
+        silent = f"stopped without a word{full}; see {suite.folder}/worker-*.log"
+        if torchrun()[1] > 1:
+            silent = f"not finished{full}: the run ended before; the same command goes on"
+        said[cell.arm + f" seed {cell.seed}"] = lines[-1] if lines else silent
     return said

@@ -308,7 +308,7 @@ def named_velocities(
     x, _ = _inputs(it, selection.read, selection.draw, selection.sigma)  # drawn once for all of them
     for name, queries in mine.items():
         policy, found[name] = trainer.named[name], torch.empty_like(x)
-        rounds = max(len(in_chunks(len(theirs), chunk)) for theirs in asked[name] if len(theirs))
+        rounds = max((len(in_chunks(len(theirs), chunk)) for theirs in asked[name] if len(theirs)), default=0)
         with nullcontext() if policy.is_live else exchanged(trainer.parameters(), policy):
             parts = in_chunks(len(queries), chunk) if len(queries) else []
             for rows in parts:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -23,7 +23,7 @@ import yaml
 
 from bench import judge, loop, record
 from bench.accelerated import make_accelerator, start_trackers
-from bench.config import Cell, Shared, cell_from_record, digest, identity, weights
+from bench.config import Cell, Shared, cell_from_record, digest, identity
 from bench.contract import Reward
 from bench.cost import flops_per_call
 from bench.data import evenly, load_prompts
@@ -31,6 +31,7 @@ from bench.environment import environment
 from bench.lock import locked
 from bench.lora import add_lora
 from bench.models.source import resolve_model
+from bench.parse import weights
 from bench.patience import patient
 from bench.policy import Condition, Policy, enable_gradient_checkpointing
 from bench.processes import ALONE, Processes, give_up, join, leave
@@ -69,6 +70,7 @@ class Worker:
         flops = flops_per_call(policy, judges.condition)
         trained = self.train(self.parts(cell, rewards, policy), judges, folder)
         # Judged whole and in fp32, as the base was, also where training ran in parts or in bf16.
+        del policy  # before the next is in memory
         policy = self.trainable(cell)
         judge.load_weights(policy, trained)
         found = judge.judge(policy, judges, cell.shared, processes=self.processes)
@@ -76,7 +78,7 @@ class Worker:
         if self.processes.first:
             rows = list(record.read_rows(folder / "metrics.jsonl"))
             judge.write_samples(shown(folder, len(rows)), found.images)
-            _whole(folder / ("lora" if cell.shared.lora_rank else "pipeline"), policy.save)
+            record.write_folder(folder / ("lora" if cell.shared.lora_rank else "pipeline"), policy.save)
             record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
             record.write_text(folder / "DONE", cell.hash + "\n")
 
@@ -97,6 +99,11 @@ class Worker:
     def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
         """Return the objects that a cell is trained with."""
         shared, prompts = cell.shared, load_prompts(cell.shared.prompts).train
+        if self.processes.count > shared.prompts_per_iteration:
+            raise ValueError(
+                f"{self.processes.count} processes for prompts_per_iteration={shared.prompts_per_iteration}: a process "
+                "needs a prompt; start fewer, or raise it"
+            )
         weight = weights(shared.rewards)
         folder = self.suite / cell.folder
         accelerator = make_accelerator(shared, self.device, self.parallel, self.trackers, folder / "trackers")
@@ -186,16 +193,6 @@ def shown(folder: Path, iterations: int) -> Path:
     return folder / "samples" / f"{iterations:06d}"
 
 
-def _whole(folder: Path, write: Callable[[Path], None]) -> None:
-    """Write a folder under a temporary name, then rename it."""
-    part = folder.with_name(folder.name + ".part")
-    for stale in (part, folder):
-        shutil.rmtree(stale, ignore_errors=True)
-    with record.writing(part):
-        write(part)
-        part.replace(folder)
-
-
 @contextmanager
 def claimed(folder: Path, processes: Processes, *, wait: bool) -> Iterator[bool]:
     """Hold a folder's lock, the first process for all; yield whether it is held."""
@@ -239,17 +236,22 @@ def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
             error.unlink(missing_ok=True)
         try:
             worker.run(folder)
-        except Exception as why:  # noqa: BLE001  # one cell's failure is recorded, reported, and does not stop the others
+        # One cell's failure, or a plugin that exits, is recorded, reported, and does not stop the others.
+        except (Exception, SystemExit) as why:  # noqa: BLE001
             with suppress(OSError):  # the log may be on a full disk, as may be the cell: the driver looks at the disk
                 traceback.print_exc()
+            in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
             alike = worker.processes.failed_alike(folder.name)
             if worker.processes.first if alike else not error.exists():
-                in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
                 with suppress(OSError):
                     record.write_text(error, f"{traceback.format_exc()}\n{in_a_line}\n")
             if not alike:
+                ends = f"on one of {worker.processes.count} processes, which ends the run; the same command goes on"
+                print(f"bench: {folder.name} failed {ends}: {in_a_line}", file=sys.stderr)
                 give_up()
             return False
+        if worker.processes.first and worker.processes.count > 1:
+            print(f"{folder.name}: done", flush=True)
         return True
 
 
@@ -259,6 +261,18 @@ def stop_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1024):  # unbuffered: a thread inside a buffered read aborts the interpreter's shutdown
             pass
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def stop_without_parent() -> None:
+    """End this process when the one that started it is gone: a torchrun that is killed leaves no process behind."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
         os._exit(130)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -73,7 +73,7 @@ def main() -> None:
 
     flags = parser(__doc__)
     flags.add_argument("--trees", type=trees, default="2:3,2:4,2:5,3:4,4:4", help="K:splits,...")
-    flags.set_defaults(prompts=2, repeats=3, device="cuda" if is_available() else "cpu")
+    flags.set_defaults(prompts=2, repeats=5, device="cuda" if is_available() else "cpu")
     args = flags.parse_args()
     print(heading(args))
     print(f"{'':25}{'seconds':>30}{'calls':>24}{'peak MiB':>23}")

@@ -29,7 +29,6 @@ PURE = [
     "noise",
     "plan",
     "policy",
-    "processes",
     "prune",
     "record",
     "schedule",
@@ -37,7 +36,7 @@ PURE = [
     "solver",
     "tree",
 ]
-STAGES = ["lora", "patience", "rollout", "score", "update", "models.flux"]
+STAGES = ["lora", "patience", "processes", "rollout", "score", "update", "models.flux"]
 SETUP = [
     "budget",
     "config",

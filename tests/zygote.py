@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from bench.policy import Condition
+
+
+LIMIT = 180.0
+"""Seconds that a job may take; the longest takes a few."""
 
 
 def preload() -> None:
@@ -214,6 +219,22 @@ def forked(job: Mapping[str, Any], place: Mapping[str, str]) -> int:
         os._exit(status)
 
 
+def ended(children: Sequence[int]) -> list[int]:
+    """Return the exit codes of workers, -9 of those that do not come to an end: processes that wait for each other."""
+    codes, until = dict[int, int](), time.monotonic() + LIMIT
+    while len(codes) < len(children):
+        for child in children:
+            if child in codes:
+                continue
+            if time.monotonic() > until:
+                os.kill(child, signal.SIGKILL)
+            done, status = os.waitpid(child, os.WNOHANG if time.monotonic() <= until else 0)
+            if done:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return [codes[child] for child in children]
+
+
 def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what workers print is no answer
@@ -224,7 +245,7 @@ def main() -> None:
         encode(jobs[0])
         for job in jobs:
             children = [forked(job, place) for place in places(job)]
-            said.append([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+            said.append(ended(children))
         print(json.dumps(said), file=answer, flush=True)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.config import Cell, Shared, make_cell, parse_arms, resolve
+from bench.config import Cell, Shared, make_cell, resolve
 from bench.contract import Algorithm, Context, Outcome, checked_credit
+from bench.parse import parse_arms
 from bench.plan import Plan
 from bench.preview import check_needs, made_up_log_prob, planned
 from bench.registry import InputError, Registry, load

@@ -11,19 +11,9 @@ import yaml
 from algorithms.branch import Branch
 from algorithms.dance import Dance
 from algorithms.mix import Mix
-from bench.config import (
-    ArmSpec,
-    Cell,
-    Shared,
-    cell_from_record,
-    cell_record,
-    check_layers,
-    make_cell,
-    parse_arms,
-    resolve,
-    weights,
-)
+from bench.config import Cell, Shared, cell_from_record, cell_record, check_layers, make_cell, resolve
 from bench.contract import Info
+from bench.parse import ArmSpec, parse_arms, weights
 from bench.registry import InputError, load
 
 ALGORITHMS = load("algorithms")

@@ -83,18 +83,42 @@ def test_one_thread_answers_call_after_call():
     assert all(thread.daemon for thread in threads)
 
 
-def test_a_call_without_an_answer_is_given_up_on_and_the_next_is_answered(slow):
+def test_a_call_without_an_answer_is_given_up_on_and_the_next_waits_until_it_is_back(slow):
     asked = patient(slow, 0.2)
     asked(IMAGES, PROMPTS, GROUP)
     first = slow.seen["thread"]
     with pytest.raises(NoAnswerError, match=r"^no answer in 0\.2 s$"):
         asked(IMAGES, PROMPTS, GROUP)
+    with pytest.raises(NoAnswerError, match="no answer yet to a call given up on"):
+        asked(IMAGES, PROMPTS, GROUP)
+    assert len(slow.asked) == 2  # nobody asks a scorer that is busy
     slow.done.set()  # its late answer is nobody's
+    answered_within(asked, 30.0)
 
     assert asked(IMAGES[:2], PROMPTS[:2], GROUP[:2]).tolist() == IMAGES[:2].mean((1, 2, 3)).tolist()
-    assert slow.seen["thread"] is not first
-    first.join(60)
-    assert not first.is_alive()
+    assert slow.seen["thread"] is first
+
+
+def answered_within(asked: Any, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            asked(IMAGES, PROMPTS, GROUP)
+        except NoAnswerError:
+            time.sleep(0.01)
+        else:
+            return
+    raise AssertionError("the scorer did not come back")
+
+
+def test_a_scorer_that_exits_fails_as_one_that_raises():
+    class Leaves(Brightness):
+        def __call__(self, images, prompts, group):
+            sys.exit("enough")
+
+    found = score({"leaves": patient(Leaves(), 60.0)}, IMAGES, PROMPTS, GROUP, 8)
+    assert found.failed.all()
+    assert "leaves: RuntimeError: SystemExit: enough" in found.failures
 
 
 def test_images_without_an_answer_fail_together_and_are_not_tried_again(slow):

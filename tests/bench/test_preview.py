@@ -11,9 +11,10 @@ from toy import PROMPTS, ToyPolicy
 
 from algorithms.dance import Dance
 from bench import preview
-from bench.config import Cell, Shared, make_cell, parse_arms, resolve
+from bench.config import Cell, Shared, make_cell, resolve
 from bench.cost import Nfe
 from bench.noise import Noise
+from bench.parse import parse_arms
 from bench.preview import config_diff, dry_run
 from bench.registry import InputError, load
 from bench.rollout import rollout

@@ -52,8 +52,11 @@ VALUES = {
     "word-for-a-list": ([*DANCE, "--set", "rewards=soft"], ["rewards='soft'", "a list is wanted"]),
     "list-for-a-word": ([*DANCE, "--set", "prompts=[a,b]"], ["prompts=['a', 'b']", "text is wanted"]),
     "mapping-for-a-number": ([*DANCE, "--set", "steps={a: 1}"], ["run.steps", "a whole number is wanted"]),
-    "negative-rank": ([*DANCE, "--set", "lora_rank=-1"], ["lora_rank=-1", "a rank, or 0"]),
-    "no-scale": ([*DANCE, "--set", "lora_alpha=0"], ["lora_alpha=0", "a scale > 0"]),
+    "negative-rank": ([*DANCE, "--set", "lora_rank=-1"], ["lora_rank=-1", "0 or more"]),
+    "no-scale": ([*DANCE, "--set", "lora_alpha=0"], ["lora_alpha=0", "the scale positive"]),
+    "scale-of-nothing": ([*DANCE, "--set", "lora_alpha=8"], ["lora_alpha=8", "nothing without lora_rank"]),
+    "no-average": ([*DANCE, "--set", "ema_device=cpu"], ["ema_device=cpu", "nothing without ema"]),
+    "guard-on-a-guard": (["--algos", "guard(host=guard)"], ["guard(host=guard): ", "would be the outer one alone"]),
     "average-elsewhere": ([*DANCE, "--set", "ema_device=gpu"], ["ema_device='gpu'", "did you mean 'cpu'?"]),
     "one-beta": ([*DANCE, "--set", "betas=[0.9]"], ["betas=[0.9]", "2 values are wanted"]),
     "beta-of-one": ([*DANCE, "--set", "betas=[0.9,1.0]"], ["betas", "[0, 1)"]),
@@ -269,7 +272,7 @@ def test_wrong_input_is_one_line_and_status_2(words, says, call, files, tmp_path
     ("words", "count", "says"),
     [
         ([*DANCE, "--preset", "smoke"], "5", "torchrun started 5 processes for prompts_per_iteration=2"),
-        ([*DANCE, "--preset", "smoke", "--jobs", "2"], "2", "with torchrun its processes are it"),
+        ([*DANCE, "--preset", "smoke", "--jobs", "2"], "2", "under torchrun the processes that it started do the work"),
         (["list"], "2", "bench list takes one process"),
     ],
 )

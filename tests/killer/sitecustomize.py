@@ -22,10 +22,10 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 PHASES = {
-    "rollout": ("bench.loop", "rollout"),
+    "rollout": ("bench.loop", "shared_rollout"),
     "update": ("bench.loop", "update"),
     "checkpoint": ("bench.checkpoint", "torch"),
-    "base": ("bench.judge", "write_base"),
+    "base": ("bench.judge", "base_evaluations"),
     "evaluation": ("bench.judge", "judge"),
     "report": ("reports.build", "build"),
 }

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from oracle.recursive import grow
 
-from bench.config import Cell, Shared, make_cell, parse_arms, resolve
+from bench.config import Cell, Shared, make_cell, resolve
+from bench.parse import parse_arms
 from bench.preview import made_up_outcome, planned
 from bench.registry import load
 

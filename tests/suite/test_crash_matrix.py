@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from crash_matrix import Kill, survived, uninterrupted
+from crash_matrix import CALLS, KILLER, Kill, survived, uninterrupted
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,6 +40,13 @@ def test_the_uninterrupted_run_has_all_that_is_compared(reference: dict[str, Any
         assert len(reference[f"{cell}/metrics.jsonl"]) == 5
         assert {"evaluation", "drift", "calls"} <= reference[f"{cell}/result.json"].keys()
         assert f"{cell}/config.yaml" in reference
-        assert f"{cell}/samples/000.png" in reference
+        assert {f"{cell}/samples/{done:06d}/000.png" for done in (2, 4, 5)} <= reference.keys()
         assert f"{cell}/pipeline/transformer/diffusion_pytorch_model.safetensors" in reference
     assert any(name.startswith("base-") and name.endswith("features.npz") for name in reference)
+
+
+def test_every_phase_is_where_the_killer_waits_for_it():
+    phases = runpy.run_path(str(KILLER / "sitecustomize.py"), run_name="looked_at")["PHASES"]
+    assert phases.keys() == CALLS.keys()
+    for module, name in phases.values():
+        assert callable(getattr(importlib.import_module(module), name)) or name == "torch"

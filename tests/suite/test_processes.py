@@ -76,8 +76,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "old, reference": ("nft", "soft", UNEVEN),
     "units": ("vgrpo", "soft", UNEVEN),
     "a prompt that fails": ("dance", "fails_a_prompt", UNEVEN),
+    "steps of its own": ("branch-official", "soft", UNEVEN | {"branch-official.splits": "[0,1]", "lr": "1e-4"}),
+    "bf16": ("dance", "soft", UNEVEN | {"precision": "bf16"}),
     "adapters": ("dance", "soft", UNEVEN | {"lora_rank": 2, "gradient_checkpointing": True}),
 }
+LOOSER = {"bf16": 100.0}
+"""Its rounding hangs on how many rows a matrix product sums over, and so on the batch."""
 HOW = {"one": {}, "ddp": {"processes": 2, "parallel": "ddp"}, "fsdp2": {"processes": 2, "parallel": "fsdp2"}}
 
 
@@ -123,12 +127,12 @@ def flat(tensors: Any) -> torch.Tensor:
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_come_to_what_one_comes_to(suites, case: str, how: str):
-    one, two = rows(suites[case, "one"]), rows(suites[case, how])
+    one, two, looser = rows(suites[case, "one"]), rows(suites[case, how]), LOOSER.get(case, 1.0)
     assert len(one) == len(two) == 3
-    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5)
+    assert two[0]["grad_norm"] == pytest.approx(one[0]["grad_norm"], rel=1e-5 * looser)
     for mine, theirs in zip(one, two, strict=True):
-        assert mine["reward_total"] == pytest.approx(theirs["reward_total"], abs=1e-4)
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3, abs=1e-5)
+        assert mine["reward_total"] == pytest.approx(theirs["reward_total"], abs=1e-4 * looser)
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3 * looser, abs=1e-5 * looser)
         assert mine["clip_fraction"] == pytest.approx(theirs["clip_fraction"], abs=0.02)
         for key in ("calls", "nfe", "samples", "failed", "failures"):
             assert mine[key] == theirs[key]
@@ -137,13 +141,13 @@ def test_two_processes_come_to_what_one_comes_to(suites, case: str, how: str):
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_write_whole_weights_averages_and_moments(suites, case: str, how: str):
-    one, two = state(suites[case, "one"], 3), state(suites[case, how], 3)
+    one, two, looser = state(suites[case, "one"], 3), state(suites[case, how], 3), LOOSER.get(case, 1.0)
     assert one["optimizer_steps"] == two["optimizer_steps"]
     for key in ("parameters", "ema"):
         assert [t.shape for t in one[key]] == [t.shape for t in two[key]]
-        torch.testing.assert_close(flat(two[key]), flat(one[key]), rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(flat(two[key]), flat(one[key]), rtol=1e-3 * looser, atol=2e-4 * looser)
     first, second = (flat(m["exp_avg"] for m in s["optimizer"]["state"].values()) for s in (one, two))
-    assert torch.linalg.norm(second - first) <= 1e-3 * torch.linalg.norm(first)
+    assert torch.linalg.norm(second - first) <= 1e-3 * looser * torch.linalg.norm(first)
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp2"])

@@ -71,7 +71,8 @@ def test_a_result_of_an_unknown_version_is_refused(cell, version):
     (cell / "DONE").write_text("abc\n")
     (cell / "result.json").write_text(json.dumps({"version": version}))
 
-    with pytest.raises(ValueError, match=f"record version {version}"):
+    says = "is damaged \\(it has no version" if version is None else f"record version {version}"
+    with pytest.raises(ValueError, match=says):
         record.read_suite(cell.parent)
 
 
@@ -226,3 +227,37 @@ def test_a_configuration_of_an_unknown_version_is_refused(cell, file):
     (cell.parent / file).write_text("version: 2\nhash: abc\n")
     with pytest.raises(ValueError, match=f"{file} has version 2; this Arbor reads 1: upgrade it"):
         record.read_suite(cell.parent)
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path):
+    def cut_short(part: Path) -> None:
+        part.mkdir()
+        (part / "000.png").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        record.write_folder(tmp_path / "000002", cut_short)
+    assert not (tmp_path / "000002").exists()
+
+    def complete(part: Path) -> None:
+        part.mkdir()
+        (part / "000.png").write_bytes(b"whole")
+
+    record.write_folder(tmp_path / "000002", complete)
+    assert [path.name for path in tmp_path.iterdir()] == ["000002"]
+    assert (tmp_path / "000002" / "000.png").read_bytes() == b"whole"
+
+
+def test_a_finished_cell_that_lacks_rows_is_damaged(cell):
+    (cell / "DONE").write_text("abc\n")
+    (cell / "result.json").write_text(json.dumps({"version": record.VERSION, "iterations": 3}))
+    (cell / "metrics.jsonl").write_text('{"iteration": 0}\n{"iter')
+
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged \(1 rows of 3\); delete"):
+        record.read_suite(cell.parent)
+
+
+def test_a_configuration_that_is_gone_is_told(cell):
+    (cell / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged .*delete"):
+        record.read_cell(cell)

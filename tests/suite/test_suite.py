@@ -172,13 +172,14 @@ def test_a_cell_reads_back_from_its_file_as_it_was(make):
 def test_a_done_cell_keeps_its_configuration_file(make):
     made = make("dance")
     folder = made.folder / made.cells[0].folder
-    (folder / "config.yaml").write_text("as it was")
+    as_it_was = f"{(folder / 'config.yaml').read_text()}# kept\n"
+    (folder / "config.yaml").write_text(as_it_was)
     (folder / "result.json").write_text('{"version": 2}')
     (folder / "DONE").write_text(made.cells[0].hash)
 
     write(made)
 
-    assert (folder / "config.yaml").read_text() == "as it was"
+    assert (folder / "config.yaml").read_text() == as_it_was
     assert made.missing() == []
 
 

@@ -55,6 +55,26 @@ def test_what_saves_memory_moves_no_number(suites, option: str):
     assert told == plain
 
 
+def test_the_moving_average_is_kept_where_it_is_said(suites):
+    from bench.loop import average_device
+
+    where = {
+        name: average_device(suites[name].shared, torch.device("cuda:1")) for name in ("plain", "average on the cpu")
+    }
+    assert where == {"plain": torch.device("cuda:1"), "average on the cpu": torch.device("cpu")}
+
+
+def test_gradient_checkpointing_is_on_where_it_is_asked_for(suites):
+    from bench.worker import Worker
+
+    def on(name: str) -> Any:
+        worker = Worker(suite=suites[name].folder, device=torch.device("cpu"))
+        return worker.trainable(suites[name].cells[0]).model.is_gradient_checkpointing
+
+    assert on("checkpointing")
+    assert not on("plain")
+
+
 def test_gradient_checkpointing_computes_the_blocks_again(random_flux: Path, monkeypatch: pytest.MonkeyPatch):
     from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
 
