@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +217,47 @@ def test_torchrun_runs_a_suite_to_its_report(random_flux: Path, tmp_path: Path):
     assert "2 of 2 cells to run, one at a time, by 2 processes" in ran.stdout
     assert ran.stdout.count("report: ") == 1
     assert len(list((tmp_path / "runs" / "tiny").glob("*/DONE"))) == 2
+
+
+CHILD = """
+import time
+from pathlib import Path
+from bench.worker import stop_without_parent
+
+stop_without_parent()
+Path("there").touch()
+time.sleep(300)
+"""
+PARENT = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a process runs is read from /proc")
+def test_a_process_ends_when_the_one_that_started_it_is_killed(tmp_path: Path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", PARENT]
+    parent = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = Path("/proc") / parent.stdout.readline().strip() / "stat"
+
+    def within(seconds: float, so: Callable[[], bool]) -> bool:
+        until = time.monotonic() + seconds
+        while not so() and time.monotonic() < until:
+            time.sleep(0.1)
+        return so()
+
+    def ended() -> bool:
+        return not child.exists() or child.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+    assert within(120, (tmp_path / "there").exists)
+    assert not ended()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert within(30, ended)
 
 
 def test_processes_that_are_not_all_there_are_told(monkeypatch: pytest.MonkeyPatch):
