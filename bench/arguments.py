@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from bench.config import Shared, check_layers, make_cell, resolve
+from bench.config import Shared, check_layers, check_processes, make_cell, resolve
 from bench.data import load_prompts
 from bench.environment import torchrun
 from bench.models.catalog import ModelEntry
@@ -92,10 +92,7 @@ def suite_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
 
 
 def check_means(args: argparse.Namespace, suite: Suite) -> None:
-    """Raise InputError unless this machine has what the run is to be made with.
-
-    A prompt's images are made, and learned from, by one process.
-    """
+    """Raise InputError unless this machine has what the run is to be made with."""
     _, count = torchrun()
     if args.jobs is not None and args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: at least one worker is needed")
@@ -105,11 +102,7 @@ def check_means(args: argparse.Namespace, suite: Suite) -> None:
         raise InputError(
             f"--parallel {args.parallel} is of several processes: torchrun --nproc_per_node N -m bench.run ..."
         )
-    if count > suite.shared.prompts_per_iteration:
-        raise InputError(
-            f"torchrun started {count} processes for prompts_per_iteration={suite.shared.prompts_per_iteration}: "
-            "a process needs a prompt; start fewer, or raise it"
-        )
+    check_processes(count, suite.shared)
     for name in trackers(args):
         if name not in TRACKERS:
             raise InputError(f"--track {name}: no such tracker{nearest(name, TRACKERS)}")

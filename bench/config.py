@@ -316,6 +316,15 @@ def identity(shared: Shared) -> dict[str, Any]:
     return keys
 
 
+def check_processes(count: int, shared: Shared) -> None:
+    """Raise InputError unless every process has a prompt: its images are made, and learned from, by one process."""
+    if count > shared.prompts_per_iteration:
+        raise InputError(
+            f"torchrun started {count} processes for prompts_per_iteration={shared.prompts_per_iteration}: "
+            "a process needs a prompt; start fewer, or raise it"
+        )
+
+
 def make_cell(
     suite: str, spec: ArmSpec, seed: int, shared: Shared, algorithm: Algorithm, plugins: Sequence[str]
 ) -> Cell:

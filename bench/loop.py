@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +23,10 @@ from bench.cost import Clock, forget_host_peak, nfe, peak_host_bytes
 from bench.data import of_iteration
 from bench.named import NamedPolicy, exchanged, follow, keep
 from bench.noise import Noise
+from bench.plan import Plan
 from bench.policy import Condition, Policy
 from bench.processes import ALONE, Processes, local
-from bench.rollout import shared_rollout
+from bench.rollout import Rollout, shared_rollout
 from bench.score import Scores, advantages, check_scored, decode, gathered, outcomes, score
 from bench.update import Iteration, Trainer, Updated, owners, update
 
@@ -147,13 +148,7 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
         )
     check_finite(iteration, float(np.max(processes.gathered(float(rolled.x0.abs().max())))), "latents")
     with clock.phase("score"):
-        leaves = plan.tree.slot[plan.tree.leaves()]
-        slot = leaves[rolled.leaf]
-        images = decode(parts.policy, rolled.x0, shared.micro_batch)
-        texts = [parts.prompts[chosen[s]] for s in slot.tolist()]
-        here = score(parts.rewards, images, texts, slot, shared.micro_batch)
-        scores = gathered(here, rolled.leaf, len(leaves), processes)
-        check_scored(scores.failed, scores.failures)
+        scores = scored(parts, plan, rolled, [parts.prompts[at] for at in chosen])
     with clock.phase("credit"):
         outcome, judged = outcomes(plan, rolled.log_prob, scores, parts.weight, shared.combine)
         advantage = advantages(algorithm, plan, judged, parts.weight, ctx, shared.adv_clip)
@@ -161,7 +156,13 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
         selection = algorithm.select(plan, outcome, advantage, ctx)
     with clock.phase("update"):
         it = Iteration(
-            plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
+            plan=plan,
+            rollout=rolled,
+            selection=selection,
+            advantage=advantage,
+            condition=condition,
+            noise=noise,
+            owner=owner,
         )
         clip = None if "clip" in algorithm.info.owns else cell.keys["clip"]
         decay = checked_decay(algorithm.decay(ctx))
@@ -184,6 +185,17 @@ def iterate(parts: Parts, trainer: Trainer, iteration: int, memory: Memory, cloc
     row["warnings"] = drift_warnings(updated.drift, clip, shared, ctx.updates)
     row["seconds"] = seconds | {"other": time.perf_counter() - began - sum(seconds.values())}
     return row, memory
+
+
+def scored(parts: Parts, plan: Plan, rolled: Rollout, prompts: Sequence[str]) -> Scores:
+    """Return the scores of all leaves, of which this process has some; `prompts` are the slots'."""
+    leaves, chunk = plan.tree.slot[plan.tree.leaves()], parts.cell.shared.micro_batch
+    slot = leaves[rolled.leaf]
+    images = decode(parts.policy, rolled.x0, chunk)
+    here = score(parts.rewards, images, [prompts[int(s)] for s in slot], slot, chunk)
+    scores = gathered(here, rolled.leaf, len(leaves), parts.processes)
+    check_scored(scores.failed, scores.failures)
+    return scores
 
 
 def tracked(accelerator: Accelerator, row: record.Row) -> None:

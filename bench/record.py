@@ -244,9 +244,10 @@ def write_diversity(folder: Path, found: DiversityRecord) -> None:
     (folder / "result.json").unlink(missing_ok=True)
     arrays: dict[str, Any] = {f"arm{at}": one for at, one in enumerate(found.features)}
     part = folder / "features.npz.part"
-    with part.open("wb") as file:
-        np.savez(file, reference=found.reference, **arrays)
-    part.replace(folder / "features.npz")
+    with writing(part):
+        with part.open("wb") as file:
+            np.savez(file, reference=found.reference, **arrays)
+        part.replace(folder / "features.npz")
     write_json(folder / "result.json", found.result)
 
 

@@ -80,6 +80,8 @@ class Iteration:
     advantage: Float[np.ndarray, " node"]
     condition: Condition
     noise: Noise
+    owner: Int[np.ndarray, " slot"]
+    """The process that computes each slot, as `owners` says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +253,7 @@ def shares(it: Iteration, count: int, updates: int, chunk: int) -> list[Share]:
     """Return what each process trains; every process knows all of them, for all must make equally many passes."""
     selection, step = it.selection, steps_of(it, updates)
     slot, found = it.plan.tree.slot[selection.read], []
-    owner = owners(it.noise, len(np.unique(it.plan.tree.slot)), count)[slot]
+    owner = it.owner[slot]
     for rank in range(count):
         mine = selection.part(owner == rank)
         parts = [np.flatnonzero(step[owner == rank] == number) for number in range(updates)]

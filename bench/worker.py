@@ -23,7 +23,7 @@ import yaml
 
 from bench import judge, loop, record
 from bench.accelerated import make_accelerator, start_trackers
-from bench.config import Cell, Shared, cell_from_record, digest, identity
+from bench.config import Cell, Shared, cell_from_record, check_processes, digest, identity
 from bench.contract import Reward
 from bench.cost import flops_per_call
 from bench.data import evenly, load_prompts
@@ -99,11 +99,7 @@ class Worker:
     def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
         """Return the objects that a cell is trained with."""
         shared, prompts = cell.shared, load_prompts(cell.shared.prompts).train
-        if self.processes.count > shared.prompts_per_iteration:
-            raise ValueError(
-                f"{self.processes.count} processes for prompts_per_iteration={shared.prompts_per_iteration}: a process "
-                "needs a prompt; start fewer, or raise it"
-            )
+        check_processes(self.processes.count, shared)
         weight = weights(shared.rewards)
         folder = self.suite / cell.folder
         accelerator = make_accelerator(shared, self.device, self.parallel, self.trackers, folder / "trackers")

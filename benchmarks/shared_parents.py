@@ -46,7 +46,13 @@ def sampled(made: Parts, prompts: int) -> Iteration:
     advantage = advantages(algorithm, plan, judged, made.weight, ctx, shared.adv_clip)
     selection = algorithm.select(plan, outcome, advantage, ctx)
     return Iteration(
-        plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
+        plan=plan,
+        rollout=rolled,
+        selection=selection,
+        advantage=advantage,
+        condition=condition,
+        noise=noise,
+        owner=np.zeros(plan.tree.slot.max() + 1, int),
     )
 
 

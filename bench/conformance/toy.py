@@ -133,5 +133,11 @@ def iteration_of(
     advantage = np.nan_to_num(algorithm.credit(plan, outcome, ctx))
     selection = algorithm.select(plan, outcome, advantage, ctx)
     return Iteration(
-        plan=plan, rollout=rolled, selection=selection, advantage=advantage, condition=condition, noise=noise
+        plan=plan,
+        rollout=rolled,
+        selection=selection,
+        advantage=advantage,
+        condition=condition,
+        noise=noise,
+        owner=np.zeros(plan.tree.slot.max() + 1, int),
     )
