@@ -13,10 +13,10 @@ from typing import Any
 import yaml
 
 from bench.config import Shared, check_layers, check_processes, make_cell, resolve
-from bench.data import load_prompts
+from bench.data import WORLDS, load_prompts
 from bench.environment import torchrun
 from bench.models.catalog import ModelEntry
-from bench.models.source import check_side, entry_of, model_digest, resolve_model
+from bench.models.source import check_size, described, dynamic_shift, entry_of, model_digest, resolve_model
 from bench.parse import ArmSpec, field_types, key_value, parse_arms, replaced, weights
 from bench.presets import PRESETS
 from bench.registry import InputError, Registry, load, nearest
@@ -140,6 +140,9 @@ def make_suite(args: argparse.Namespace) -> Suite:
     check_layers(layers, algorithms)
     for key in FIXED & keys.keys():
         raise InputError(f"{key} cannot be given: it is set by the program, from the contents of what is named")
+    if keys.get("shift") == "dynamic":
+        sized = replaced(Shared(), {"resolution": keys.get("resolution", Shared().resolution)}, "run")
+        keys["shift"] = dynamic_shift(described(model, args.plugin), sized.height, sized.width)
     shared = replaced(Shared(), keys | {"model": model}, "run")
     shared = check_shared(shared, rewards, args.plugin)
     specs = all_arms(algorithms) if args.algos == "all" else parse_arms(args.algos)
@@ -169,7 +172,9 @@ def sort_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any],
     for source in sources:
         for key, value in source.items():
             name, dot, inner = key.partition(".")
-            if dot:
+            if f"{name}_{inner}" in known:  # model.weights
+                shared[f"{name}_{inner}"] = value
+            elif dot:
                 layers.setdefault(name, {})[inner] = value
             elif key not in known and isinstance(value, Mapping):
                 layers.setdefault(key, {}).update(value)
@@ -182,8 +187,9 @@ def model_keys(entry: ModelEntry | None) -> dict[str, Any]:
     """Return the shared keys that follow from the model."""
     if entry is None:
         return {"resolution": 512, "rewards": (), "eval_rewards": (), "features": "", "prompts": ""}
-    named = {key: getattr(entry, key) for key in ("resolution", "guidance", "rewards", "eval_rewards", "features")}
-    return named | {"prompts": entry.prompts if entry.prompts == "world" else ""}
+    keys = ("resolution", "frames", "guidance", "rewards", "eval_rewards", "features")
+    named = {key: getattr(entry, key) for key in keys}
+    return named | {"prompts": entry.prompts if entry.prompts in WORLDS else ""} | dict(entry.means)
 
 
 def flags(args: argparse.Namespace) -> dict[str, Any]:
@@ -230,15 +236,27 @@ def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> 
         )
     if not shared.prompts:
         raise InputError(f"model {shared.model!r} has no prompts of its own; give --prompts a text file")
-    if entry_of(shared.model, plugins) is None:
-        check_side(resolve_model(shared.model, plugins), shared.resolution)
+    source, prompts = described(shared.model, plugins), load_prompts(shared.prompts)
+    check_size(source, shared.height, shared.width, shared.frames)
+    check_media(source.family.media, scorers)
+    if source.family.first_frame and not prompts.images:
+        raise InputError(f"model {shared.model!r} makes videos of a first frame: --prompts needs a column `image`")
     return dataclasses.replace(
         shared,
         model_digest=model_digest(shared.model, plugins),
-        prompts_digest=load_prompts(shared.prompts).digest,
+        prompts_digest=prompts.digest,
         scorer_revisions=tuple(f"{name}@{scorer.info.revision}" for name, scorer in scorers.items()),
         eval_rewards=judged,
     )
+
+
+def check_media(media: str, scorers: Mapping[str, Any]) -> None:
+    """Raise InputError for a scorer of images if the model makes videos, and the other way round."""
+    for name, scorer in scorers.items():
+        if scorer.info.media != media:
+            fitting = [name for name, scorer in load("rewards").values.items() if scorer.info.media == media]
+            known = f"; scorers of {media}s: {', '.join(fitting)}" if fitting else ""
+            raise InputError(f"{name!r} scores {scorer.info.media}s, and the model makes {media}s{known}")
 
 
 def all_arms(algorithms: Registry) -> list[ArmSpec]:

@@ -17,9 +17,12 @@ from bench.hosts import code, family, host_fields, hosts, info_record, is_of_fam
 from bench.parse import ArmSpec, field_types, parse_arms, replaced
 from bench.plan import Plan
 from bench.registry import InputError, Registry, nearest
-from bench.schedule import shifted_sigmas
+from bench.schedule import sigma_grid
 
-LATER = frozenset({"reward_timeout", "lora_rank", "lora_alpha", "gradient_checkpointing", "ema_device"})
+LATER = frozenset(
+    {"reward_timeout", "lora_rank", "lora_alpha", "gradient_checkpointing", "ema_device"}
+    | {"model_weights", "frames", "grid", "frozen"}
+)
 """Shared keys that the first version had not: at its default such a key changes no hash, so that suites begun before it
 was there go on."""
 
@@ -29,12 +32,17 @@ class Shared:
     """What the suite owns: equal for all arms, but for keys that an arm's `info.owns` declares and it sets."""
 
     model: str = "tiny-flux"
-    """A registered name, or a folder in diffusers' layout."""
+    """A registered name, a hub id with an optional @revision, or a folder in diffusers' layout."""
     model_digest: str = ""
     """Of its files, where they are on this machine; set by the program."""
-    resolution: int = 32
-    """Height and width of the images, pixels."""
+    model_weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` builds the architecture alone, to measure speed and memory before anything is downloaded."""
+    resolution: int | tuple[int, int] = 32
+    """Height and width of the images: one number for both, or two; pixels."""
+    frames: int = 1
+    """Of a video."""
     guidance: float = 3.5
+    """What the model takes as such: FLUX an embedding, others the scale of classifier-free guidance, 1 for none."""
     prompts: str = "world"
     """`world`, the embedded model's; or a text file, one prompt a line."""
     prompts_digest: str = ""
@@ -63,7 +71,9 @@ class Shared:
     steps: int = 10
     """Denoising steps T of a rollout."""
     shift: float = 3.0
-    """Of the sigma grid."""
+    """Of the sigma grid; given as `dynamic`, the program computes what the model's own pipeline would."""
+    grid: Literal["plain", "double-shift"] = "plain"
+    """Of sigmas; `double-shift` is what diffusers' scheduler makes of a number of steps for SD3."""
     train_steps: tuple[int, ...] | None = None
     """Steps whose edges may be trained; none says all but the last."""
     kernel: Literal["dance_sde", "flow_sde", "cps"] | None = None
@@ -96,7 +106,9 @@ class Shared:
     ema_device: Literal["model", "cpu"] = "model"
     """Where that average is kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the policy's forwards in rollout and training; latents, log-probs, weights and evaluation are fp32."""
+    """Of the policy's forwards in rollout and training; latents, log-probs and trained weights are fp32."""
+    frozen: Literal["fp32", "bf16"] = "fp32"
+    """Of what is not trained: VAE, text encoders and, beneath adapters, the model, which then computes in it always."""
     eval_split: Literal["heldout", "tune"] = "heldout"
     """`tune` is for choosing hyper-parameters, so that held-out prompts stay held out."""
     eval_prompts: int = 120
@@ -112,7 +124,9 @@ class Shared:
     def __post_init__(self) -> None:
         _positive(self, "iterations", "prompts_per_iteration", "group_size", "updates_per_iteration", "micro_batch")
         _positive(self, "lr", "adv_clip", "max_grad_norm", "eval_prompts", "eval_samples", "checkpoint_every", "shift")
-        _positive(self, "resolution", "reward_timeout")
+        _positive(self, "frames", "reward_timeout")
+        if min(self.height, self.width) <= 0:
+            raise ValueError(f"resolution={self.resolution} must be positive")
         for name in ("lr", "weight_decay", "shift", "guidance", "clip", "eta", "reward_timeout"):
             if math.isinf(getattr(self, name) or 0.0):
                 raise ValueError(f"{name}={getattr(self, name)} must be finite")
@@ -158,6 +172,16 @@ class Shared:
             )
         if not self.rewards:
             raise ValueError("rewards: name at least one, as in --rewards soft")
+
+    @property
+    def height(self) -> int:
+        """Return the images' height, pixels."""
+        return self.resolution if isinstance(self.resolution, int) else self.resolution[0]
+
+    @property
+    def width(self) -> int:
+        """Return the images' width, pixels."""
+        return self.resolution if isinstance(self.resolution, int) else self.resolution[1]
 
 
 def _positive(value: Shared, *names: str) -> None:
@@ -210,7 +234,7 @@ class Cell:
         ctx = Context(
             iteration=iteration,
             seed=self.seed,
-            sigmas=shifted_sigmas(keys["steps"], self.shared.shift),
+            sigmas=sigma_grid(keys["steps"], self.shared.shift, self.shared.grid),
             slots=len(prompts),
             group_size=self.shared.group_size,
             train_steps=tuple(keys["train_steps"] or range(keys["steps"] - 1)),

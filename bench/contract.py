@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -258,6 +258,8 @@ class RewardInfo:
     revision: str
     """Of the weights or the rule; changes whenever the same image may score differently."""
     reference: str
+    media: Literal["image", "video"] = "image"
+    """What is scored: images [leaf, 3, height, width], or videos [leaf, frame, 3, height, width]."""
     groupwise: bool = False
     """Whether a score compares the images of one group: such a group is scored whole, or failed whole."""
 
@@ -269,12 +271,15 @@ class Reward(Protocol):
     info: ClassVar[RewardInfo]
 
     def __call__(
-        self, images: Float[Tensor, "leaf 3 height width"], prompts: Sequence[str], group: Int[np.ndarray, " leaf"]
+        self,
+        images: Float[Tensor, "leaf *frame 3 height width"],
+        prompts: Sequence[str],
+        group: Int[np.ndarray, " leaf"],
     ) -> Float[np.ndarray, " leaf"]:
         """Return one score an image; NaN where scoring failed, never a made-up number.
 
         Args:
-            images: RGB in [0, 1], float32, on the policy's device.
+            images: RGB in [0, 1], float32, on the policy's device; or videos, as `info.media` says.
             prompts: one an image.
             group: slot of each image, for rewards that compare images of one prompt.
         """

@@ -16,7 +16,7 @@ from bench.plan import Plan
 from bench.select import Selection
 
 if TYPE_CHECKING:
-    from bench.policy import Condition, Policy
+    from bench.policy import Policy, Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +118,7 @@ def peak_host_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def flops_per_call(policy: Policy, condition: Condition) -> float:
+def flops_per_call(policy: Policy, condition: Rows) -> float:
     """Return the floating-point operations of one forward of one row, counted, not estimated."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode

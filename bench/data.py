@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 
 from bench.noise import keyed
 from bench.registry import InputError
@@ -18,6 +20,8 @@ class Prompts:
     train: tuple[str, ...]
     tune: tuple[str, ...]
     heldout: tuple[str, ...]
+    images: Mapping[str, str] = field(default_factory=dict)
+    """The first frame's file of each prompt, for models that start from one; empty where prompts have none."""
 
     @property
     def digest(self) -> str:
@@ -26,15 +30,18 @@ class Prompts:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+WORLDS: Mapping[str, str] = MappingProxyType({"world": "bench.embedded.world"})
+"""Name of an embedded model's prompts -> module."""
+
+
 def load_prompts(source: str) -> Prompts:
     """Return the prompts of `world`, or of a UTF-8 text file with one a line, split by hash 80 : 10 : 10.
 
     Raises:
         InputError: for a missing or unreadable file, or one with too few prompts for three sets.
     """
-    if source == "world":
-        from bench.embedded import world
-
+    if source in WORLDS:
+        world = import_module(WORLDS[source])
         return Prompts(train=world.prompts("train"), tune=world.prompts("tune"), heldout=world.prompts("heldout"))
     path = Path(source)
     if not path.is_file():
@@ -62,6 +69,11 @@ def of_iteration(prompts: Sequence[str], seed: int, iteration: int, count: int) 
         epoch, place = divmod(at, len(prompts))
         chosen.append(int(keyed(seed, "prompts", epoch).permutation(len(prompts))[place]))
     return chosen
+
+
+def of_run(prompts: Sequence[str], seed: int, iterations: int, count: int) -> list[int]:
+    """Return the positions of all prompts that the first iterations see, in order of position."""
+    return sorted({at for iteration in range(iterations) for at in of_iteration(prompts, seed, iteration, count)})
 
 
 def evenly(prompts: Sequence[str], count: int) -> list[str]:

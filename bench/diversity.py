@@ -22,7 +22,7 @@ from bench.config import Cell, identity, settings
 from bench.data import load_prompts, of_iteration
 from bench.hosts import info_record
 from bench.noise import Noise
-from bench.policy import Condition, Policy
+from bench.policy import Policy, Rows
 from bench.registry import load
 from bench.rollout import rollout
 from bench.score import decode, whole_groups
@@ -39,7 +39,7 @@ class Stage:
     policy: Policy
     featurizer: Featurizer
     prompts: tuple[str, ...]
-    condition: Condition
+    condition: Rows
     """Of the prompts, one a row."""
 
 
@@ -111,12 +111,12 @@ def staged(worker: Worker, cell: Cell, stages: dict[float, Stage]) -> Stage:
     """
     guidance = cell.keys["guidance"]
     if guidance not in stages:
-        stages.clear()
+        stages.clear()  # of an arm before
         plugins = [Path(plugin) for plugin in cell.plugins]
         policy = worker.policy(replace(cell.shared, guidance=guidance), plugins)
         prompts, name = load_prompts(cell.shared.prompts).train, cell.shared.features
         featurizer: Any = worker.load(load("rewards", plugins), [name])[name]
-        condition = worker.condition(cell.shared, policy, prompts)
+        condition = worker.condition(cell.shared, policy, prompts, range(len(prompts)))
         stages[guidance] = Stage(policy=policy, featurizer=featurizer, prompts=prompts, condition=condition)
     return stages[guidance]
 

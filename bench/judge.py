@@ -18,12 +18,15 @@ from bench import record
 from bench.config import Cell, Shared, identity, info_record, plain, settings
 from bench.contract import Reward
 from bench.named import NamedPolicy, exchanged
-from bench.policy import Condition, Policy
+from bench.policy import Policy, Rows
 from bench.processes import ALONE, Processes, local, whole
+from bench.schedule import sigma_grid
 from bench.update import Trainer
 from eval.diversity import kid, median_distance, mmd2
 from eval.heldout import Evaluation, Featurizer, evaluate
 
+FRAME = 100
+"""Milliseconds that a frame of a kept video is shown."""
 SHOWN = 8
 """Prompts of which an image is kept at every checkpoint."""
 
@@ -35,7 +38,7 @@ class Judges:
     rewards: Mapping[str, Reward]
     featurizer: Featurizer | None
     prompts: tuple[str, ...]
-    condition: Condition
+    condition: Rows
 
 
 def judge(
@@ -48,8 +51,7 @@ def judge(
         judges.prompts,
         judges.rewards,
         judges.featurizer,
-        steps=shared.eval_steps,
-        shift=shared.shift,
+        sigmas=sigma_grid(shared.eval_steps, shared.shift, shared.grid),
         solver=shared.eval_solver,
         samples=shared.eval_samples,
         chunk=shared.micro_batch,
@@ -160,15 +162,17 @@ def units(rewards: Mapping[str, Reward]) -> dict[str, record.Unit]:
     return {name: cast(record.Unit, asdict(reward.info)) for name, reward in rewards.items()}
 
 
-def write_samples(folder: Path, images: Float[Tensor, "shown 3 height width"]) -> None:
-    """Write images as PNG, named by their prompt's number."""
+def write_samples(folder: Path, images: Float[Tensor, "shown *frame 3 height width"]) -> None:
+    """Write images as PNG, videos as animated PNG, named by their prompt's number."""
     from PIL import Image
 
     def write(part: Path) -> None:
         part.mkdir(parents=True)
         for number, image in enumerate(images):
-            pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-            Image.fromarray(pixels).save(part / f"{number:03d}.png")
+            frames = (image.movedim(-3, -1) * 255).round().to(torch.uint8).numpy()
+            first, *others = map(Image.fromarray, frames if frames.ndim == 4 else [frames])
+            moving = {"save_all": True, "append_images": others, "duration": FRAME, "loop": 0} if others else {}
+            first.save(part / f"{number:03d}.png", **moving)
 
     record.write_folder(folder, write)
 
@@ -179,8 +183,8 @@ def averaged(trainer: Trainer) -> AbstractContextManager[None]:
     return exchanged(parameters, NamedPolicy(weights=trainer.ema)) if trainer.ema else nullcontext()
 
 
-def snapshot(trainer: Trainer, judges: Judges, shared: Shared) -> Float[Tensor, "shown 3 height width"]:
-    """Return an image of each of the first held-out prompts, under the noise of the evaluation."""
+def snapshot(trainer: Trainer, judges: Judges, shared: Shared) -> Float[Tensor, "shown *frame 3 height width"]:
+    """Return an image, or video, of each of the first held-out prompts, under the noise of the evaluation."""
     few = replace(judges, rewards={}, featurizer=None, prompts=judges.prompts[:SHOWN])
     with averaged(trainer):
         return judge(trainer.policy, few, replace(shared, eval_samples=1)).images

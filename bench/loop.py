@@ -24,7 +24,7 @@ from bench.data import of_iteration
 from bench.named import NamedPolicy, exchanged, follow, keep
 from bench.noise import Noise
 from bench.plan import Plan
-from bench.policy import Condition, Policy
+from bench.policy import Policy, Rows
 from bench.processes import ALONE, Processes, local
 from bench.rollout import Rollout, shared_rollout
 from bench.score import Scores, advantages, check_scored, decode, gathered, outcomes, score
@@ -44,7 +44,7 @@ class Parts:
     rewards: Mapping[str, Reward]
     weight: Mapping[str, float]
     prompts: tuple[str, ...]
-    condition: Condition
+    condition: Rows
     """Of the prompts, one a row."""
     processes: Processes = ALONE
 

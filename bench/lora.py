@@ -35,6 +35,7 @@ def add_lora(policy: Policy, *, rank: int, alpha: float, seed: int) -> None:
     model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets)))  # pyright: ignore[reportArgumentType]
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     for number, (name, parameter) in enumerate(trained):
+        parameter.data = parameter.data.float()  # also where what is frozen beneath is of fewer bits
         if "lora_A" in name:
             normal = keyed(seed, "lora", number).standard_normal(parameter.shape, "float32") / rank
             parameter.copy_(torch.from_numpy(normal))

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from jaxtyping import Float, Int
 
 from bench.tree import Tree
 
-STREAMS = ("root", "edge", "shared", "forward", "select", "prompts", "shards", "lora", "eval", "eval-reference")
+STREAMS = ("root", "edge", "shared", "forward", "select", "prompts", "shards", "lora", "text", "eval", "eval-reference")
 
 Key: TypeAlias = tuple[Any, ...]
 """A stream's name and the numbers of the key."""
@@ -147,6 +148,19 @@ class Rekeyed:
         self._start["state"]["key"][:] = np.frombuffer(digest, np.uint64)
         self._bits.state = self._start
         return self._generator
+
+
+@contextmanager
+def reproducible(seed: int, device: Any) -> Iterator[None]:
+    """Let what torch draws on its own inside, a new model's weights, be fixed by the seed; build it on `device`.
+
+    Generators outside are as they were before.
+    """
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.device(device):
+        torch.manual_seed(seed)
+        yield
 
 
 def _mix(path: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -46,7 +46,10 @@ class _Patient:
         threading.Thread(target=_answer, args=(self.questions,), daemon=True).start()
 
     def __call__(
-        self, images: Float[Tensor, "leaf 3 height width"], prompts: Sequence[str], group: Int[np.ndarray, " leaf"]
+        self,
+        images: Float[Tensor, "leaf *frame 3 height width"],
+        prompts: Sequence[str],
+        group: Int[np.ndarray, " leaf"],
     ) -> Any:
         self.await_late()
         answers: SimpleQueue[Answer] = SimpleQueue()  # of this call, so that a late answer is nobody's

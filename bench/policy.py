@@ -1,16 +1,40 @@
-"""What the harness asks of a model family: prompts in, velocities and images out."""
+"""What the harness asks of a model family: prompts in, velocities and images or videos out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+Row: TypeAlias = tuple[Tensor, ...]
+"""What a model is told of one prompt, without a batch axis."""
+Encoder: TypeAlias = Callable[[str, Path | None], Row]
+"""A prompt, and the first frame of models that start from one -> what the model is told, on the CPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """How an adapter is to build a model."""
+
+    height: int
+    """Pixels; so is the width."""
+    width: int
+    frames: int = 1
+    guidance: float
+    device: torch.device
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` builds the architecture of the folder's configurations, to measure speed and memory with."""
+    dtype: torch.dtype = torch.float32
+    """Of the trained part."""
+    frozen: torch.dtype = torch.float32
+    """Of all others: VAE, text encoders."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +42,26 @@ class Condition:
     """Encoded prompts, one a row; what the tensors mean is the family's affair."""
 
     tensors: tuple[Tensor, ...]
+    negative: Row | None = None
+    """Of the empty prompt, for all rows: what classifier-free guidance leads away from."""
 
     def to(self, device: torch.device) -> Condition:
         """Return the condition on a device."""
-        return Condition(tensors=tuple(t.to(device) for t in self.tensors))
+        negative = None if self.negative is None else tuple(t.to(device) for t in self.negative)
+        return Condition(tensors=tuple(t.to(device) for t in self.tensors), negative=negative)
 
     def rows(self, index: Tensor) -> Condition:
         """Return the condition of the given rows; a row may repeat."""
-        return Condition(tensors=tuple(t.index_select(0, index) for t in self.tensors))
+        return Condition(tensors=tuple(t.index_select(0, index) for t in self.tensors), negative=self.negative)
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Encoded prompts that need not all be in memory."""
+
+    def rows(self, index: Tensor) -> Condition:
+        """Return the condition of the given rows; a row may repeat."""
+        ...
 
 
 @runtime_checkable
@@ -39,8 +75,8 @@ class Policy(Protocol):
     """Forwards of `model` that one velocity takes: 2 under classifier-free guidance."""
     device: torch.device
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Return the encoded prompts, one a row; each distinct prompt is encoded once."""
+    def encoder(self) -> Encoder:
+        """Return what encodes a prompt; the text encoders live as long as it does."""
         ...
 
     def velocity(
@@ -49,13 +85,30 @@ class Policy(Protocol):
         """Return the guided velocity (noise minus image), float32."""
         ...
 
-    def decode(self, x0: Float[Tensor, "row *latent"]) -> Float[Tensor, "row 3 height width"]:
-        """Return RGB images in [0, 1], float32."""
+    def decode(self, x0: Float[Tensor, "row *latent"]) -> Float[Tensor, "row *frame 3 height width"]:
+        """Return RGB images in [0, 1], float32; of a model of videos, frames of them."""
         ...
 
     def save(self, folder: Path) -> None:
         """Write the model the way the ecosystem loads it."""
         ...
+
+
+@torch.no_grad()
+def encoded(policy: Policy, prompts: Sequence[str], images: Mapping[str, str] = MappingProxyType({})) -> Condition:
+    """Return encoded prompts, one a row, on the policy's device; each distinct prompt is encoded once.
+
+    Args:
+        policy: whose encoder is loaded for it.
+        prompts: texts.
+        images: the first frame's file of each prompt, for models that start from one.
+    """
+    encode, rows = policy.encoder(), dict[str, Row]()
+    for prompt in dict.fromkeys(prompts):
+        rows[prompt] = encode(prompt, Path(images[prompt]) if prompt in images else None)
+    negative = encode("", None) if policy.calls_per_velocity == 2 else None
+    stacked = tuple(torch.stack(parts) for parts in zip(*(rows[prompt] for prompt in prompts), strict=True))
+    return Condition(tensors=stacked, negative=negative).to(policy.device)
 
 
 def enable_gradient_checkpointing(policy: Policy) -> None:

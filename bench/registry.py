@@ -19,16 +19,17 @@ from types import ModuleType
 from typing import Any
 
 from bench.contract import Info, RewardInfo
-from bench.models.catalog import ModelEntry
+from bench.models.catalog import Family, ModelEntry
 
-KINDS = {"algorithms": "ARMS", "rewards": "REWARDS", "models": "MODELS"}
+KINDS = {"algorithms": "ARMS", "rewards": "REWARDS", "models": "MODELS", "families": "FAMILIES"}
 """Kind (entry-point group bench.<kind>) -> the mapping a plugin module defines."""
 WANTED = {
     "algorithms": "algorithm; a dataclass's instance with an `info` is wanted",
     "rewards": "reward; a class with an `info` is wanted",
     "models": "model; a bench.models.catalog.ModelEntry is wanted",
+    "families": "family; a bench.models.catalog.Family is wanted",
 }
-IN_TREE = {"algorithms": "algorithms", "rewards": "rewards", "models": "bench.models"}
+IN_TREE = {"algorithms": "algorithms", "rewards": "rewards"}
 
 
 class InputError(ValueError):
@@ -113,7 +114,7 @@ def _module(name: str) -> ModuleType:
 
 def _in_tree(kind: str) -> list[str]:
     """Return the modules of the tree that may hold plugins of a kind."""
-    if kind == "models":
+    if kind in ("models", "families"):
         return ["bench.models.catalog"]  # adapters import torch; the catalog names them
     package = importlib.import_module(IN_TREE[kind])
     return [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
@@ -182,7 +183,7 @@ def _is_one(kind: str, value: Any) -> bool:
         return isinstance(info, Info) and is_dataclass(value) and not isinstance(value, type)
     if kind == "rewards":
         return isinstance(info, RewardInfo) and callable(value)
-    return isinstance(value, ModelEntry)
+    return isinstance(value, ModelEntry if kind == "models" else Family)
 
 
 def _named(kind: str, files: Sequence[Path]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -18,7 +18,7 @@ from bench.arguments import check_means, diversity_parser, make_suite, parsed, r
 from bench.environment import torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.lock import locked
-from bench.models.source import check_side, resolve_model
+from bench.models.source import resolve_model
 from bench.presets import PRESETS
 from bench.preview import dry_run, spoken
 from bench.registry import InputError, load, nearest
@@ -68,7 +68,7 @@ def run(words: Sequence[str]) -> int:
         missing = f"suite {suite.folder}, preset {suite.preset}: {len(suite.missing())} cells to run"
         print(json.dumps(preview, indent=1) if args.json else f"{missing}\n{spoken(preview)}")
         return 0
-    check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
+    resolve_model(suite.shared.model, args.plugin, weights=suite.shared.model_weights)  # all of it is here
     if torchrun()[1] > 1:
         return together(suite, args, preview["alike"])
     create(suite, open_suite=args.open)
@@ -152,7 +152,7 @@ def diversity(words: Sequence[str]) -> int:
         raise InputError("diversity is a distance in image features, and this suite names none: --set features=SCORER")
     dry_run(suite.cells, None)  # every arm has a plan
     check_closed(suite.folder, suite.shared, open_suite=args.open)
-    check_side(resolve_model(suite.shared.model, args.plugin), suite.shared.resolution)
+    resolve_model(suite.shared.model, args.plugin, weights=suite.shared.model_weights)  # all of it is here
     from bench.diversity import measure
 
     try:

@@ -25,6 +25,25 @@ def shifted_sigmas(steps: int, shift: float) -> Float[np.ndarray, " knot"]:
     return _shifted(np.linspace(1.0, 0.0, steps + 1), shift)
 
 
+def double_shifted_sigmas(steps: int, shift: float) -> Float[np.ndarray, " knot"]:
+    """Return the grid that diffusers' FlowMatchEulerDiscreteScheduler makes of a number of steps, as SD3's pipelines
+    ask it: even between sigmas that are shifted already, then shifted again.
+
+    Its last forward but none is at a sigma of .009 (shift 3), where nothing is left to do.
+
+    Raises:
+        ValueError: as `shifted_sigmas`.
+    """
+    least = shifted_sigmas(1000, shift)[-2]  # of the scheduler's thousand training times
+    checked = shifted_sigmas(steps, shift)
+    return np.r_[_shifted(np.linspace(1.0, least, len(checked) - 1), shift), 0.0]
+
+
+def sigma_grid(steps: int, shift: float, grid: str) -> Float[np.ndarray, " knot"]:
+    """Return the grid of that name: plain or double-shift."""
+    return double_shifted_sigmas(steps, shift) if grid == "double-shift" else shifted_sigmas(steps, shift)
+
+
 def respaced(sigmas: Float[np.ndarray, " knot"], shift: float, first: int, steps: int) -> Float[np.ndarray, " new"]:
     """Return the grid with `steps` steps in place of those from step `first` on, even before the shift.
 

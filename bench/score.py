@@ -33,14 +33,16 @@ class Scores:
 
 
 @torch.no_grad()
-def decode(policy: Policy, x0: Float[Tensor, "leaf *latent"], chunk: int) -> Float[Tensor, "leaf 3 height width"]:
-    """Return the images of clean latents, at most `chunk` a call."""
+def decode(
+    policy: Policy, x0: Float[Tensor, "leaf *latent"], chunk: int
+) -> Float[Tensor, "leaf *frame 3 height width"]:
+    """Return the images, or videos, of clean latents, at most `chunk` a call."""
     return torch.cat([policy.decode(x0[rows]) for rows in in_chunks(len(x0), chunk)])
 
 
 def score(
     rewards: Mapping[str, Reward],
-    images: Float[Tensor, "leaf 3 height width"],
+    images: Float[Tensor, "leaf *frame 3 height width"],
     prompts: Sequence[str],
     group: Int[np.ndarray, " leaf"],
     chunk: int,

@@ -26,14 +26,15 @@ from bench.accelerated import make_accelerator, start_trackers
 from bench.config import Cell, Shared, cell_from_record, check_processes, digest, identity
 from bench.contract import Reward
 from bench.cost import flops_per_call
-from bench.data import evenly, load_prompts
+from bench.data import evenly, load_prompts, of_run
+from bench.encoded import Encoded, cache_folder, encode
 from bench.environment import environment
 from bench.lock import locked
 from bench.lora import add_lora
-from bench.models.source import resolve_model
+from bench.models.source import folder_digest, resolve_model
 from bench.parse import weights
 from bench.patience import patient
-from bench.policy import Condition, Policy, enable_gradient_checkpointing
+from bench.policy import Build, Policy, enable_gradient_checkpointing
 from bench.processes import ALONE, Processes, give_up, join, leave
 from bench.registry import Registry, load
 from bench.update import Trainer
@@ -50,10 +51,8 @@ class Worker:
     """How they hold the model: each the whole (ddp), or each a part (fsdp2)."""
     trackers: tuple[str, ...] = ()
     """Told of every iteration, beside metrics.jsonl."""
-    encoded: dict[tuple[str, tuple[str, ...]], Condition] = field(default_factory=dict)
-    """Prompts are encoded once a process."""
     scorers: dict[str, Reward] = field(default_factory=dict)
-    """As are scorers loaded."""
+    """Scorers are loaded once a process."""
     patient: dict[tuple[str, float], Reward] = field(default_factory=dict)
     """Those that are asked for scores, by name and timeout: each has a thread."""
 
@@ -112,7 +111,9 @@ class Worker:
             rewards=self.scoring(rewards, tuple(weight), shared.reward_timeout),
             weight=weight,
             prompts=prompts,
-            condition=self.condition(shared, policy, prompts),
+            condition=self.condition(
+                shared, policy, prompts, of_run(prompts, cell.seed, shared.iterations, shared.prompts_per_iteration)
+            ),
             processes=self.processes,
         )
 
@@ -133,10 +134,21 @@ class Worker:
 
     def policy(self, shared: Shared, plugins: Sequence[Path] = ()) -> Policy:
         """Return the untrained model."""
-        source = resolve_model(shared.model, plugins)
-        module, _, name = source.family.partition(":")
+        source = resolve_model(shared.model, plugins, weights=shared.model_weights)
+        module, _, name = source.family.adapter.partition(":")
         adapter = getattr(import_module(module), name)
-        return adapter(source.folder, resolution=shared.resolution, guidance=shared.guidance, device=self.device)
+        frozen = torch.bfloat16 if shared.frozen == "bf16" else torch.float32
+        build = Build(
+            height=shared.height,
+            width=shared.width,
+            frames=shared.frames,
+            guidance=shared.guidance,
+            device=self.device,
+            weights=shared.model_weights,
+            dtype=frozen if shared.lora_rank else torch.float32,
+            frozen=frozen,
+        )
+        return adapter(source.folder, build)
 
     def load(self, rewards: Registry, names: Sequence[str]) -> dict[str, Reward]:
         """Return scorers by name."""
@@ -152,12 +164,12 @@ class Worker:
                 self.patient[name, seconds] = patient(reward, seconds)
         return {name: self.patient[name, seconds] for name in names}
 
-    def condition(self, shared: Shared, policy: Policy, prompts: Sequence[str]) -> Condition:
-        """Return encoded prompts, on the CPU: an iteration takes its own to the device."""
-        key = (shared.model, tuple(prompts))
-        if key not in self.encoded:
-            self.encoded[key] = policy.encode(prompts).to(torch.device("cpu"))
-        return self.encoded[key]
+    def condition(self, shared: Shared, policy: Policy, prompts: Sequence[str], needed: Sequence[int]) -> Encoded:
+        """Return encoded prompts, on disk: an iteration reads its own."""
+        source = resolve_model(shared.model, weights=shared.model_weights)
+        folder = cache_folder() / f"{folder_digest(source.folder)}-{shared.model_weights}-{shared.frozen}"
+        images = load_prompts(shared.prompts).images
+        return encode(policy, prompts, folder, images=images, needed=needed, processes=self.processes)
 
     def judges(self, shared: Shared, rewards: Registry, policy: Policy) -> judge.Judges:
         """Return the evaluation's scorers and prompts."""
@@ -168,7 +180,7 @@ class Worker:
             rewards=self.scoring(rewards, shared.eval_rewards, shared.reward_timeout),
             featurizer=featurizer,
             prompts=prompts,
-            condition=self.condition(shared, policy, prompts),
+            condition=self.condition(shared, policy, prompts, range(len(prompts))),
         )
 
     def base(self, cell: Cell, judges: judge.Judges, *, wait: bool) -> Path:

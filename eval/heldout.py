@@ -14,10 +14,9 @@ from torch import Tensor
 from bench.contract import Reward
 from bench.noise import Noise
 from bench.plan import Plan, branching
-from bench.policy import Condition, Policy
+from bench.policy import Condition, Policy, Rows
 from bench.processes import ALONE, Processes
 from bench.rollout import rollout
-from bench.schedule import shifted_sigmas
 from bench.score import check_scored, score
 
 EVAL_SEED = 0
@@ -28,8 +27,8 @@ EVAL_SEED = 0
 class Featurizer(Protocol):
     """A scorer whose image features span the space that drift is measured in."""
 
-    def features(self, images: Float[Tensor, "leaf 3 height width"]) -> Float[Tensor, "leaf feature"]:
-        """Return the features of images in [0, 1]."""
+    def features(self, images: Float[Tensor, "leaf *frame 3 height width"]) -> Float[Tensor, "leaf feature"]:
+        """Return the features of images, or videos, in [0, 1]."""
         ...
 
 
@@ -39,19 +38,18 @@ class Evaluation:
 
     scores: Mapping[str, Float[np.ndarray, "prompt sample"]]
     features: Float[np.ndarray, "image feature"]
-    images: Float[Tensor, "shown 3 height width"]
+    images: Float[Tensor, "shown *frame 3 height width"]
     failures: tuple[str, ...]
 
 
 def evaluate(
     policy: Policy,
-    condition: Condition,
+    condition: Rows,
     prompts: Sequence[str],
     rewards: Mapping[str, Reward],
     featurizer: Featurizer | None,
     *,
-    steps: int,
-    shift: float,
+    sigmas: Float[np.ndarray, " knot"],
     solver: str,
     samples: int,
     chunk: int,
@@ -67,8 +65,7 @@ def evaluate(
         prompts: one a slot.
         rewards: the judges, by name.
         featurizer: gives the features of drift; without one there are none.
-        steps: of the ODE.
-        shift: of its sigma grid.
+        sigmas: of the ODE's steps.
         solver: euler or dpm2m.
         samples: images a prompt.
         chunk: most images in memory at a time.
@@ -79,14 +76,12 @@ def evaluate(
     Raises:
         RuntimeError: if no image could be scored.
     """
-    plan = deterministic(shifted_sigmas(steps, shift), len(prompts), samples, solver)
+    plan = deterministic(sigmas, len(prompts), samples, solver)
     share = np.array_split(np.arange(len(prompts)), processes.count)[processes.rank]
-    condition = condition.to(policy.device)
+    told = condition.rows(torch.arange(len(prompts))).to(policy.device)
     mine = None
     if len(share):
-        mine = _part(
-            policy, condition, prompts, rewards, featurizer, plan.part(share)[0], samples, chunk, stream, shown
-        )
+        mine = _part(policy, told, prompts, rewards, featurizer, plan.part(share)[0], samples, chunk, stream, shown)
     return _whole([part for part in processes.gathered(mine) if part is not None])
 
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep what tests encode out of the user's cache; processes that they start inherit it."""
+    folder = tempfile.TemporaryDirectory(prefix="arbor-cache-")
+    os.environ["ARBOR_CACHE"] = folder.name
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ PURE = [
     "solver",
     "tree",
 ]
-STAGES = ["lora", "patience", "processes", "rollout", "score", "update", "models.flux"]
+STAGES = ["encoded", "lora", "patience", "processes", "rollout", "score", "update", "models.flux", "models.parts"]
 SETUP = [
     "budget",
     "config",
@@ -117,7 +117,7 @@ RULES = (
 )
 """The first rule that fits a module holds for it."""
 ALGORITHMS_MAY_USE = ("numpy", "jaxtyping")
-LATE = {"bench.run": "reports.build", "bench.data": "bench.embedded", "bench.cost": "torch"}
+LATE = {"bench.run": "reports.build", "bench.cost": "torch"}
 """What a module imports inside a function alone, because names, plans and help must not wait for it."""
 WITHOUT_TORCH = [
     "arguments",

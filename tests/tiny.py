@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench import record
 from bench.arguments import make_suite, run_parser
+from bench.policy import Build
 from bench.suite import Suite, write
 
 TINY = {
@@ -31,6 +34,11 @@ TINY = {
     "mix.window": 2,
 }
 """A suite that runs in a second: settings of --set."""
+
+
+def square(side: int, *, guidance: float = 3.5, frames: int = 1, **how: Any) -> Build:
+    """Return how a model for images of this side is built, on the CPU."""
+    return Build(height=side, width=side, frames=frames, guidance=guidance, device=torch.device("cpu"), **how)
 
 
 def arguments(

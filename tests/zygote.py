@@ -1,4 +1,4 @@
-"""Workers as forks of one process that has paid for the imports, and for encoding the prompts: `python zygote.py`.
+"""Workers as forks of one process that has paid for the imports: `python zygote.py`.
 
 A line of standard input is a list of jobs, {"suite": folder, "cells": names, "workers": how many at once, "die": where
 a worker kills itself, "ran": file, "listing": file, "largest": bytes of a file, "processes": of one run, as torchrun
@@ -19,11 +19,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
-
-if TYPE_CHECKING:
-    from bench.policy import Condition
-
+from typing import IO, Any, NoReturn
 
 LIMIT = 180.0
 """Seconds that a job may take; the longest takes a few."""
@@ -39,39 +35,6 @@ def preload() -> None:
     import bench.worker
 
     del AutoTokenizer, CLIPTextModel, T5EncoderModel, diffusers, bench
-
-
-def share_encodings() -> None:
-    """Let forks find encoded prompts of this process; without gradients and threads, it can fork afterwards."""
-    from bench.models.flux import Flux
-
-    encode, known = Flux.encode, {}
-
-    def encoded(self: Flux, prompts: Sequence[str]) -> Condition:
-        key = (self.folder, tuple(prompts))
-        if key not in known:
-            known[key] = encode(self, prompts)
-        return known[key]
-
-    Flux.encode = encoded
-
-
-def encode(job: Mapping[str, Any]) -> None:
-    """Encode the prompts of a job's suite."""
-    import torch
-    import yaml
-
-    from bench.config import Shared
-    from bench.data import evenly, load_prompts
-    from bench.models.flux import Flux
-    from bench.parse import replaced
-
-    suite = yaml.safe_load(Path(job["suite"], "suite.yaml").read_text())
-    shared = replaced(Shared(), suite["shared"], "shared")
-    prompts = load_prompts(shared.prompts)
-    policy = Flux(Path(shared.model), resolution=32, guidance=3.5, device=torch.device("cpu"))
-    policy.encode(prompts.train)
-    policy.encode(tuple(evenly(prompts.heldout, shared.eval_prompts)))
 
 
 def die() -> NoReturn:
@@ -239,10 +202,8 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what workers print is no answer
     preload()
-    share_encodings()
     for line in sys.stdin:
         jobs, said = json.loads(line), []
-        encode(jobs[0])
         for job in jobs:
             children = [forked(job, place) for place in places(job)]
             said.append(ended(children))

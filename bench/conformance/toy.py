@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from bench.conformance.cases import rewards_of
 from bench.contract import POLICIES, Algorithm, Context, Outcome
 from bench.named import NamedPolicy
 from bench.noise import Noise, keyed
-from bench.policy import Condition, Policy
+from bench.policy import Condition, Encoder, Policy
 from bench.rollout import rollout
 from bench.update import Iteration, Trainer
 
@@ -54,9 +54,9 @@ class ToyPolicy:
         self.rows = 0
         self.calls: list[int] = []
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Return two numbers a prompt."""
-        return Condition(tensors=(torch.tensor([[len(p) / 10, sum(map(ord, p)) % 7 / 7] for p in prompts]),))
+    def encoder(self) -> Encoder:
+        """Return what makes two numbers of a prompt."""
+        return lambda p, image: (torch.tensor([len(p) / 10, sum(map(ord, p)) % 7 / 7]),)  # noqa: ARG005
 
     def velocity(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Return the network's velocity."""

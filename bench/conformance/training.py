@@ -13,6 +13,7 @@ from bench.conformance.cases import SLOTS, Subject
 from bench.conformance.statements import of_transitions, require
 from bench.conformance.toy import PROMPTS, RecordingSGD, ToyPolicy, iteration_of, trainer
 from bench.hosts import settings
+from bench.policy import encoded
 from bench.select import Selection
 from bench.update import Iteration, Updated, build_batch, evaluate, update
 
@@ -87,7 +88,7 @@ def training_follows_the_advantage(subject: Subject) -> None:
 
 def _iteration(subject: Subject, updates: int = 1) -> tuple[ToyPolicy, Iteration]:
     policy, c = ToyPolicy(), subject.smallest
-    return policy, iteration_of(policy, c.algorithm, replace(c.ctx, updates=updates), policy.encode(PROMPTS[:SLOTS]))
+    return policy, iteration_of(policy, c.algorithm, replace(c.ctx, updates=updates), encoded(policy, PROMPTS[:SLOTS]))
 
 
 def _update(

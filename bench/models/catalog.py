@@ -1,11 +1,25 @@
-"""The models that have a name. Importing this module imports no model library."""
+"""The families and models that have a name. Importing this module imports no model library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from types import MappingProxyType
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """An architecture: its adapter, and what is known of its models before anything is imported."""
+
+    adapter: str
+    """As module:class; the class is called with a folder and a `bench.policy.Build`."""
+    media: Literal["image", "video"] = "image"
+    patch: int = 1
+    """Side of a token, in pixels of the VAE's latent."""
+    first_frame: bool = False
+    """Whether a video starts from an image, which prompts then come with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,33 +27,42 @@ class ModelEntry:
     """Where a model comes from and what it is used with by default."""
 
     family: str
-    """The adapter, as module:class."""
+    """The pipeline's class, as in model_index.json; a key of `FAMILIES`."""
     source: str
     """A local folder in diffusers' layout, or a hub id."""
     summary: str
-    resolution: int
-    """Height and width in pixels."""
+    resolution: int | tuple[int, int]
+    """Height and width, pixels."""
+    frames: int = 1
     guidance: float
     preset: str
     """The preset when none is named."""
     prompts: str
-    """`world`, or the kind of file `--set prompts=` needs."""
-    rewards: tuple[str, ...]
-    eval_rewards: tuple[str, ...]
-    features: str
+    """The embedded world of that name, or the kind of file `--prompts` needs."""
+    rewards: tuple[str, ...] = ()
+    eval_rewards: tuple[str, ...] = ()
+    features: str = ""
     """The scorer whose image features drift is measured in."""
+    means: Mapping[str, Any] = field(default_factory=dict)
+    """Shared keys that fit the model into memory: precision, micro_batch and the like."""
 
 
-FAMILIES: Mapping[str, str] = MappingProxyType({"FluxPipeline": "bench.models.flux:Flux"})
-"""Pipeline class of a folder's model_index.json -> adapter."""
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "FluxPipeline": Family(adapter="bench.models.flux:Flux", patch=2),
+        "StableDiffusion3Pipeline": Family(adapter="bench.models.sd3:Sd3", patch=2),
+        "WanPipeline": Family(adapter="bench.models.wan:Wan", patch=2, media="video"),
+        "WanImageToVideoPipeline": Family(adapter="bench.models.wan:Wan", patch=2, media="video", first_frame=True),
+    }
+)
+"""Pipeline class of a folder's model_index.json -> family."""
 
-PATCH: Mapping[str, int] = MappingProxyType({"bench.models.flux:Flux": 2})
-"""Adapter -> side of a token in pixels of its VAE's latent."""
+_GPU = {"precision": "bf16", "frozen": "bf16", "gradient_checkpointing": True, "micro_batch": 4}
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
     {
         "tiny-flux": ModelEntry(
-            family="bench.models.flux:Flux",
+            family="FluxPipeline",
             source=str(files("bench.embedded") / "tiny-flux"),
             summary="embedded: 0.9 M parameters, 32x32 pictures of coloured shapes, runs on a laptop",
             resolution=32,
@@ -51,16 +74,56 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             features="tiny-clip",
         ),
         "flux-dev": ModelEntry(
-            family="bench.models.flux:Flux",
+            family="FluxPipeline",
             source="black-forest-labs/FLUX.1-dev",
             summary="FLUX.1-dev, 12 B parameters, 720x720, for H200s (FLUX.1-dev non-commercial licence)",
             resolution=720,
             guidance=3.5,
-            preset="paper",
-            prompts="a text file, one prompt a line",
-            rewards=(),
-            eval_rewards=(),
-            features="",
+            preset="lora",
+            prompts="a set of prompts",
+            means=_GPU,
+        ),
+        "flux-schnell": ModelEntry(
+            family="FluxPipeline",
+            source="black-forest-labs/FLUX.1-schnell",
+            summary="FLUX.1-schnell, 12 B parameters, distilled to few steps (Apache 2.0)",
+            resolution=720,
+            guidance=0.0,
+            preset="lora",
+            prompts="a set of prompts",
+            means=_GPU,
+        ),
+        "sd3.5-medium": ModelEntry(
+            family="StableDiffusion3Pipeline",
+            source="stabilityai/stable-diffusion-3.5-medium",
+            summary="Stable Diffusion 3.5 Medium, 2.2 B parameters, 512x512, guided (Stability community licence)",
+            resolution=512,
+            guidance=4.5,
+            preset="lora",
+            prompts="a set of prompts",
+            means=_GPU | {"micro_batch": 8},
+        ),
+        "wan2.1-t2v-1.3b": ModelEntry(
+            family="WanPipeline",
+            source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+            summary="Wan2.1 text to video, 1.3 B parameters, 480x832, 33 frames, guided (Apache 2.0)",
+            resolution=(480, 832),
+            frames=33,
+            guidance=5.0,
+            preset="lora",
+            prompts="a set of prompts",
+            means=_GPU | {"micro_batch": 1},
+        ),
+        "wan2.1-i2v-14b": ModelEntry(
+            family="WanImageToVideoPipeline",
+            source="Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+            summary="Wan2.1 image to video, 14 B parameters, 480x832, 33 frames, guided (Apache 2.0)",
+            resolution=(480, 832),
+            frames=33,
+            guidance=5.0,
+            preset="lora",
+            prompts="a set of prompts with images",
+            means=_GPU | {"micro_batch": 1},
         ),
     }
 )

@@ -4,46 +4,73 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.models.catalog import FAMILIES, PATCH, ModelEntry
+from bench.models.catalog import Family, ModelEntry
 from bench.registry import InputError, load, nearest
+
+CONFIGURATIONS = Path(__file__).parent / "configs"
+"""Of registered models, a folder each: their pipelines without weights and tokenizers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """A complete local pipeline folder."""
 
-    family: str
-    """The adapter, as module:class."""
+    family: Family
     folder: Path
 
 
-def resolve_model(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
-    """Return where the model of a registered name, or in a folder, is.
+def resolve_model(name: str, plugins: Sequence[Path] = (), *, weights: str = "pretrained") -> ModelSource:
+    """Return where the model of a registered name, or in a folder, is; of random weights, where it is described.
 
     Raises:
         InputError: for an unknown name, a folder that is no pipeline of a known family, or a hub model that is not
             on this machine, with the command that fetches it.
     """
-    models = load("models", plugins).values
-    if name in models:
-        entry: ModelEntry = models[name]
+    if weights == "random" and (source := described(name, plugins)).folder.is_dir():
+        return source
+    entry = entry_of(name, plugins)
+    if entry is not None:
         folder = Path(entry.source)
         folder = folder if folder.is_dir() else _cached(name, entry.source)
-        check_parts(name, folder)
-        return ModelSource(family=entry.family, folder=folder)
-    folder = Path(name)
-    if not folder.is_dir():
-        raise InputError(f"unknown model {name!r}{nearest(name, models)}; or give a folder in diffusers' layout")
-    kind = checked_index(name, folder).get("_class_name", "")
-    if kind not in FAMILIES:
-        raise InputError(f"model {name!r} is a {kind}; adapters exist for {', '.join(FAMILIES)}")
+        family = load("families", plugins).get(entry.family)
+    else:
+        folder = Path(name)
+        if not folder.is_dir():
+            models = load("models", plugins).values
+            raise InputError(f"unknown model {name!r}{nearest(name, models)}; or give a folder in diffusers' layout")
+        family = family_of(name, folder, plugins)
     check_parts(name, folder)
-    return ModelSource(family=FAMILIES[kind], folder=folder)
+    return ModelSource(family=family, folder=folder)
+
+
+def described(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
+    """Return a model's family and a folder with its configurations, of a registered name before anything is fetched.
+
+    Such a folder comes with the program; of a name from elsewhere there may be none.
+    """
+    entry = entry_of(name, plugins)
+    if entry is None:
+        return resolve_model(name, plugins)
+    folder = Path(entry.source) if Path(entry.source).is_dir() else CONFIGURATIONS / name
+    return ModelSource(family=load("families", plugins).get(entry.family), folder=folder)
+
+
+def family_of(name: str, folder: Path, plugins: Sequence[Path] = ()) -> Family:
+    """Return the family of the pipeline in a folder.
+
+    Raises:
+        InputError: if there is no adapter for it.
+    """
+    kind, known = checked_index(name, folder).get("_class_name", ""), load("families", plugins).values
+    if kind not in known:
+        raise InputError(f"model {name!r} is a {kind}; adapters exist for {', '.join(known)}")
+    return known[kind]
 
 
 def checked_index(name: str, folder: Path) -> dict[str, Any]:
@@ -68,12 +95,55 @@ def check_parts(name: str, folder: Path) -> None:
         raise InputError(f"model {name!r} lacks {', '.join(missing)}: fetch the whole repository again")
 
 
-def check_side(source: ModelSource, resolution: int) -> None:
-    """Raise InputError unless images of this side are whole tokens."""
-    vae = json.loads((source.folder / "vae" / "config.json").read_text(encoding="utf-8"))
-    multiple = PATCH.get(source.family, 1) * 2 ** (len(vae.get("block_out_channels", [0])) - 1)
-    if resolution % multiple:
-        raise InputError(f"resolution={resolution}: this model makes images whose side is a multiple of {multiple}")
+def check_size(source: ModelSource, height: int, width: int, frames: int) -> None:
+    """Raise InputError unless images, or videos, of this size are whole tokens."""
+    vae = part_config(source.folder, "vae")
+    space, time = vae_factors(vae)
+    multiple = source.family.patch * space
+    if height % multiple or width % multiple:
+        size = f"resolution={height if height == width else [height, width]}"
+        raise InputError(f"{size}: this model makes images whose sides are multiples of {multiple}")
+    if source.family.media == "image" and frames > 1:
+        raise InputError(f"frames={frames}: this model makes images, of one frame")
+    if (frames - 1) % time:
+        near = max(1, round((frames - 1) / time)) * time + 1
+        raise InputError(f"frames={frames}: this model makes videos of {time}k+1 frames; the nearest is {near}")
+
+
+def vae_factors(vae: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many pixels a side, and frames, one latent of a VAE of this configuration stands for."""
+    if "temperal_downsample" in vae:  # AutoencoderKLWan's own spelling
+        stages = vae["temperal_downsample"]
+        return vae.get("scale_factor_spatial") or 2 ** len(stages), vae.get("scale_factor_temporal") or 2 ** sum(stages)
+    return 2 ** (len(vae.get("block_out_channels", [0])) - 1), 1
+
+
+def part_config(folder: Path, part: str) -> dict[str, Any]:
+    """Return the configuration of a part; empty where it has none."""
+    for name in ("config.json", "scheduler_config.json"):
+        path = folder / part / name
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+    return {}
+
+
+def dynamic_shift(source: ModelSource, height: int, width: int) -> float:
+    """Return the shift that the model's own pipeline computes from the number of an image's tokens: e^mu.
+
+    mu is linear between (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift) of the scheduler's
+    configuration, as in the FLUX and SD3 pipelines of diffusers.
+
+    Raises:
+        InputError: if its scheduler has no such shift.
+    """
+    scheduler = part_config(source.folder, "scheduler")
+    if not scheduler.get("use_dynamic_shifting"):
+        raise InputError(f"shift=dynamic: this model's scheduler has a fixed one, {scheduler.get('shift', 1.0)}")
+    token = source.family.patch * vae_factors(part_config(source.folder, "vae"))[0]
+    least, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+    low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+    mu = low + (high - low) * ((height // token) * (width // token) - least) / (most - least)
+    return math.exp(mu)
 
 
 def entry_of(name: str, plugins: Sequence[Path] = ()) -> ModelEntry | None:

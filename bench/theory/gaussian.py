@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.noise import Noise
 from bench.plan import Plan
-from bench.policy import Condition
+from bench.policy import Condition, Encoder, encoded
 from bench.rollout import Rollout, rollout
 
 ROWS = 1 << 20
@@ -52,9 +52,9 @@ class GaussianPolicy:
         self.device = torch.device("cpu")
         self.model = nn.Module()
 
-    def encode(self, prompts: Sequence[str]) -> Condition:
-        """Return conditions that say nothing: every prompt has the same images."""
-        return Condition(tensors=(torch.zeros(len(prompts)),))
+    def encoder(self) -> Encoder:
+        """Return what says nothing of a prompt: every one has the same images."""
+        return lambda prompt, image: (torch.zeros(()),)  # noqa: ARG005
 
     def velocity(
         self,
@@ -80,7 +80,7 @@ class GaussianPolicy:
 def sampled(data: GaussianData, plan: Plan, *, seed: int, copies: Sequence[int] = ()) -> Rollout:
     """Return the harness's rollout of a plan under the exact velocity, every latent kept."""
     policy = GaussianPolicy(data, copies)
-    condition = policy.encode([""] * (int(plan.tree.slot.max()) + 1))
+    condition = encoded(policy, [""] * (int(plan.tree.slot.max()) + 1))
     chunk = max(1, ROWS // int(np.prod(policy.latent_shape)))
     return rollout(policy, plan, condition, Noise(seed=seed, iteration=0), keep=range(plan.steps), chunk=chunk)
 

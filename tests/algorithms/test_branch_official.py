@@ -14,6 +14,7 @@ from algorithms.branch_official import BranchOfficial
 from bench.contract import Context, Outcome
 from bench.noise import Noise
 from bench.plan import Plan
+from bench.policy import encoded
 from bench.rollout import rollout
 from bench.select import Selection
 from bench.theory.gaussian import GaussianData, GaussianPolicy
@@ -54,7 +55,7 @@ def test_children_of_a_split_have_independent_noise_of_four_times_the_std_and_ot
 
 def test_a_splits_noise_is_scored_as_if_it_had_the_std_so_the_exponent_averages_minus_8():
     policy = ToyPolicy((64, 64))
-    it = iteration_of(policy, SMALL, CTX, policy.encode(PROMPTS[:1]))
+    it = iteration_of(policy, SMALL, CTX, encoded(policy, PROMPTS[:1]))
     scored = it.plan.noise_level > 0
     std = it.plan.std()[scored]
     exponent = it.rollout.log_prob[scored] + np.log(std) + 0.5 * math.log(2 * math.pi)
@@ -70,7 +71,7 @@ def test_a_split_widens_the_state_by_fifteen_variances_of_its_noise():
     found = []
     for noise in (1.0, 4.0):
         plan = BranchOfficial(splits=(9,), noise=noise).plan(ctx)
-        rolled = rollout(policy, plan, policy.encode(["dots"]), Noise(seed=3, iteration=0), keep=range(20), chunk=9)
+        rolled = rollout(policy, plan, encoded(policy, ["dots"]), Noise(seed=3, iteration=0), keep=range(20), chunk=9)
         below = np.flatnonzero(plan.tree.depth == 10)
         found.append(float(rolled.at(below).std()))
         s = float(plan.std()[below[0]])

@@ -20,6 +20,7 @@ from algorithms.mix import ARMS as MIX
 from algorithms.tempflow import TempFlow
 from bench.contract import Algorithm, Batch, Outcome
 from bench.plan import Plan
+from bench.policy import encoded
 from bench.update import anchored, build_batch
 
 CTX = context(steps=6, slots=2, group_size=4)
@@ -27,7 +28,7 @@ CTX = context(steps=6, slots=2, group_size=4)
 
 def batch_of(algorithm: Algorithm) -> Batch:
     policy = ToyPolicy()
-    it = iteration_of(policy, algorithm, CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy, algorithm, CTX, encoded(policy, PROMPTS[:2]))
     return build_batch(it, np.arange(len(it.selection.read)), it.rollout.log_prob, 1.0, algorithm.needs)
 
 
@@ -194,7 +195,7 @@ def test_guards_ratio_is_centred_where_the_plain_one_is_shifted_below_one():
     policy = ToyPolicy((40, 40))
     host = Dance(kernel="flow_sde", eta=0.7)
     guard = Guard(host=host, reweight=False, clip=1e9)
-    it = iteration_of(policy, guard, CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy, guard, CTX, encoded(policy, PROMPTS[:2]))
     batch = build_batch(it, np.arange(len(it.selection.read)), it.rollout.log_prob, 1.0, guard.needs)
     n = len(batch.target)
     batch = replace(batch, advantage=-torch.ones(n), weight=torch.full((n,), 1 / n))
@@ -209,7 +210,7 @@ def test_guards_ratio_is_centred_where_the_plain_one_is_shifted_below_one():
 
 def test_guards_first_ratio_is_one_whatever_rounding_did_to_the_velocity():
     policy, guard = ToyPolicy(), Guard(host=Dance(kernel="flow_sde", eta=0.7), reweight=False)
-    it = iteration_of(policy, guard, CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy, guard, CTX, encoded(policy, PROMPTS[:2]))
     batch = build_batch(it, np.arange(len(it.selection.read)), it.rollout.log_prob, 1.0, guard.needs)
     jittered = normal(*batch.x.shape, key=3)  # anything but the velocity that sampled
     n = len(batch.target)

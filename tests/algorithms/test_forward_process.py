@@ -13,6 +13,7 @@ from algorithms.awm import TINY, Awm
 from algorithms.nft import Nft
 from algorithms.vgrpo import VGrpo
 from bench.contract import Algorithm, Batch, Outcome
+from bench.policy import encoded
 from bench.update import build_batch
 
 CTX = context(steps=8, slots=2, group_size=3, iteration=4)
@@ -20,7 +21,7 @@ CTX = context(steps=8, slots=2, group_size=3, iteration=4)
 
 def batch_of(algorithm: Algorithm) -> Batch:
     policy = ToyPolicy()
-    it = iteration_of(policy, algorithm, CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy, algorithm, CTX, encoded(policy, PROMPTS[:2]))
     return build_batch(it, np.arange(len(it.selection.read)), it.rollout.log_prob, 1.0)
 
 
@@ -61,7 +62,7 @@ def test_nfts_loss_is_the_two_sided_regression():
 
 
 def test_nft_takes_all_times_of_the_grid_but_one_for_each_image_and_noise_of_their_own():
-    it = iteration_of(policy := ToyPolicy(), Nft(), CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy := ToyPolicy(), Nft(), CTX, encoded(policy, PROMPTS[:2]))
     s = it.selection
     missing = set()
     for leaf in it.plan.tree.leaves():
@@ -162,7 +163,7 @@ def test_vgrpos_loss_is_the_clipped_surrogate_of_an_images_mean_denoising_loss()
 
 def test_vgrpo_gives_a_group_the_same_times_and_noise_one_of_each_stratum():
     vgrpo = VGrpo()
-    it = iteration_of(policy := ToyPolicy(), vgrpo, CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy := ToyPolicy(), vgrpo, CTX, encoded(policy, PROMPTS[:2]))
     s = it.selection
     assert s.draw.tolist() == [0, 1, 2, 3] * 6
     assert s.unit.tolist() == [i for i in range(6) for _ in range(4)]
@@ -214,7 +215,7 @@ def test_awms_loss_is_the_clipped_surrogate_of_the_weighted_matching_loss(weight
 
 
 def test_awm_takes_the_same_times_for_all_images_none_of_them_pure_noise():
-    it = iteration_of(policy := ToyPolicy(), Awm(), CTX, policy.encode(PROMPTS[:2]))
+    it = iteration_of(policy := ToyPolicy(), Awm(), CTX, encoded(policy, PROMPTS[:2]))
     s = it.selection
     times = [CTX.sigmas.tolist().index(x) for x in s.sigma]
     assert times == times[:6] * 6

@@ -15,6 +15,7 @@ from algorithms.nft import Nft
 from bench.contract import POLICIES, Batch, Velocity
 from bench.named import exchanged, follow, keep
 from bench.plan import star
+from bench.policy import encoded
 from bench.update import Iteration, shards, update
 
 CTX = context(slots=4)
@@ -114,7 +115,7 @@ class AskingOfNoised(Asking):
 
 
 def made(policy: ToyPolicy, algorithm: Any) -> Iteration:
-    return iteration_of(policy, algorithm, CTX, policy.encode(PROMPTS[:4]))
+    return iteration_of(policy, algorithm, CTX, encoded(policy, PROMPTS[:4]))
 
 
 @pytest.mark.parametrize("kind", [Asking, AskingOfNoised])

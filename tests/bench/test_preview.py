@@ -15,6 +15,7 @@ from bench.config import Cell, Shared, make_cell, resolve
 from bench.cost import Nfe
 from bench.noise import Noise
 from bench.parse import parse_arms
+from bench.policy import encoded
 from bench.preview import config_diff, dry_run
 from bench.registry import InputError, load
 from bench.rollout import rollout
@@ -111,7 +112,7 @@ def test_a_rollout_runs_the_calls_that_were_planned(arm):
     shared = Shared(steps=8, group_size=4, iterations=1)
     found, policy = cell(arm, shared), ToyPolicy()
     plan = found.algorithm.plan(found.context(0, range(3), {}))
-    rolled = rollout(policy, plan, policy.encode(PROMPTS[:3]), Noise(seed=0, iteration=0), chunk=7)
+    rolled = rollout(policy, plan, encoded(policy, PROMPTS[:3]), Noise(seed=0, iteration=0), chunk=7)
     planned_cell = preview.planned(found)
     cost, leaves = planned_cell.cost, planned_cell.leaves
     assert rolled.calls == policy.rows == cost.rollout_calls * leaves * 3

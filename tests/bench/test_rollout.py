@@ -9,6 +9,7 @@ from bench import kernel
 from bench.cost import nfe
 from bench.noise import Noise
 from bench.plan import branching, window
+from bench.policy import encoded
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 from bench.select import trajectory
@@ -16,7 +17,7 @@ from bench.select import trajectory
 SIGMAS = shifted_sigmas(6, 3.0)
 NOISE = Noise(seed=3, iteration=1)
 POLICY = ToyPolicy()
-CONDITION = POLICY.encode(PROMPTS[:2])
+CONDITION = encoded(POLICY, PROMPTS[:2])
 TREE = branching(
     SIGMAS, slots=2, fanout=[2, 1, 2, 1, 1, 1], noise_level=[0.5] * 5 + [0.0], kernel="dance_sde", coupling=0.2
 )

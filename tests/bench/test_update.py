@@ -14,6 +14,7 @@ from toy import PROMPTS, RecordingSGD, ToyPolicy, context, iteration_of, rewards
 from algorithms.branch import Branch
 from algorithms.dance import Dance
 from bench.noise import Noise
+from bench.policy import encoded
 from bench.select import Selection
 from bench.update import Iteration, Trainer, Updated, build_batch, micro_batches, shards, update
 
@@ -22,7 +23,7 @@ CTX = context(slots=4)
 
 
 def made(policy: ToyPolicy, algorithm: Branch | Dance = TREE, reward: np.ndarray | None = None) -> Iteration:
-    return iteration_of(policy, algorithm, CTX, policy.encode(PROMPTS[: CTX.slots]), reward)
+    return iteration_of(policy, algorithm, CTX, encoded(policy, PROMPTS[: CTX.slots]), reward)
 
 
 def run(

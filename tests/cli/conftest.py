@@ -90,7 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_models(folder: Path) -> None:
     """Write model folders: no pipeline, another family's, one without its VAE, damaged ones, and a whole one."""
     indexes = {
-        "wan": json.dumps(INDEX | {"_class_name": "WanPipeline"}),
+        "xl": json.dumps(INDEX | {"_class_name": "StableDiffusionXLPipeline"}),
         "partial": json.dumps(INDEX),
         "truncated": json.dumps(INDEX)[:40],
         "listed": "[]",

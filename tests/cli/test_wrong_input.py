@@ -203,7 +203,7 @@ PROMPTS = {
 
 MODELS = {
     "no-pipeline": ([*DANCE, *FOLDER, "--model", "@/no_pipeline"], ["no model_index.json", "diffusers' layout"]),
-    "of-another-family": ([*DANCE, *FOLDER, "--model", "@/wan"], ["is a WanPipeline", "FluxPipeline"]),
+    "of-another-family": ([*DANCE, *FOLDER, "--model", "@/xl"], ["is a StableDiffusionXLPipeline", "FluxPipeline"]),
     "incomplete": ([*DANCE, *FOLDER, "--model", "@/partial"], ["lacks vae", "fetch the whole"]),
     "hollow": ([*DANCE, *FOLDER, "--model", "@/hollow"], ["lacks", "vae", "fetch the whole"]),
     "index-cut-short": ([*DANCE, *FOLDER, "--model", "@/truncated"], ["model_index.json", "fetch the whole"]),
@@ -212,7 +212,7 @@ MODELS = {
     "no-rewards": ([*DANCE, "--model", "@/whole", "--prompts", "world"], ["name at least one", "--rewards soft"]),
     "resolution": (
         [*DANCE, *FOLDER, "--model", "@/whole", "--set", "resolution=36"],
-        ["resolution=36", "multiple of 8"],
+        ["resolution=36", "multiples of 8"],
     ),
     "no-resolution": ([*DANCE, *FOLDER, "--model", "@/whole", "--set", "resolution=0"], ["resolution=0", "positive"]),
     "not-fetched": (

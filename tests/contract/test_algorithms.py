@@ -14,6 +14,7 @@ from toy import PROMPTS, RecordingSGD, ToyPolicy, iteration_of, trainer
 from bench.conformance import CHECKS, Subject
 from bench.conformance.cases import SLOTS
 from bench.contract import Algorithm
+from bench.policy import encoded
 from bench.registry import load
 from bench.update import Iteration, update
 
@@ -71,7 +72,7 @@ def trained(arm: str, updates: int = 1) -> tuple[ToyPolicy, Algorithm, Iteration
     """Return a rolled-out iteration of the arm's smallest case, to be trained in so many optimiser steps."""
     small, policy = subject(arm).smallest, ToyPolicy()
     ctx = replace(small.ctx, updates=updates)
-    return policy, small.algorithm, iteration_of(policy, small.algorithm, ctx, policy.encode(PROMPTS[:SLOTS]))
+    return policy, small.algorithm, iteration_of(policy, small.algorithm, ctx, encoded(policy, PROMPTS[:SLOTS]))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

@@ -22,6 +22,7 @@ from algorithms.mix import Mix
 from algorithms.nft import Nft
 from algorithms.tempflow import TempFlow
 from bench.contract import Algorithm, Context
+from bench.policy import encoded
 from bench.tree import fuse, log_share, path_sum
 from bench.update import Iteration, update
 
@@ -31,7 +32,7 @@ SAME: dict[str, Any] = {"kernel": "flow_sde", "eta": 0.7, "clip": 1e-3}
 
 def made(algorithm: Algorithm, ctx: Context) -> tuple[Iteration, list[torch.Tensor]]:
     policy = ToyPolicy()
-    it = iteration_of(policy, algorithm, ctx, policy.encode(PROMPTS[: ctx.slots]))
+    it = iteration_of(policy, algorithm, ctx, encoded(policy, PROMPTS[: ctx.slots]))
     t = trainer(policy, needs=algorithm.needs)
     update(t, algorithm, it, updates=ctx.slots, chunk=7, anchor="rollout", clip=1e-3)
     assert isinstance(t.optimizer, RecordingSGD)
@@ -40,7 +41,7 @@ def made(algorithm: Algorithm, ctx: Context) -> tuple[Iteration, list[torch.Tens
 
 def trained_once(algorithm: Algorithm, ctx: Context) -> tuple[Iteration, torch.Tensor]:
     policy = ToyPolicy()
-    it = iteration_of(policy, algorithm, ctx, policy.encode(PROMPTS[: ctx.slots]))
+    it = iteration_of(policy, algorithm, ctx, encoded(policy, PROMPTS[: ctx.slots]))
     t = trainer(policy)
     update(t, algorithm, it, updates=1, chunk=7, anchor="rollout", clip=1e-3)
     assert isinstance(t.optimizer, RecordingSGD)
@@ -203,7 +204,7 @@ def test_nft_with_rewards_of_one_half_has_no_policy_gradient_at_the_old_policy()
 def test_awm_on_policy_is_reward_weighted_flow_matching():
     awm = Awm(weighting="uniform", kl=0.0, kl_ema=0.0)
     policy = ToyPolicy()
-    it = iteration_of(policy, awm, CTX, policy.encode(PROMPTS[:3]))
+    it = iteration_of(policy, awm, CTX, encoded(policy, PROMPTS[:3]))
     t = trainer(policy, needs=awm.needs)
     update(t, awm, it, updates=1, chunk=7, anchor="rollout", clip=None)
     assert isinstance(t.optimizer, RecordingSGD)
@@ -224,7 +225,7 @@ def test_awm_on_policy_is_reward_weighted_flow_matching():
 def at_advantage(algorithm: Algorithm, advantage: float) -> tuple[Iteration, list[torch.Tensor]]:
     """Return the gradient of a first update in which every image has the same advantage."""
     policy = ToyPolicy()
-    it = iteration_of(policy, algorithm, CTX, policy.encode(PROMPTS[:3]))
+    it = iteration_of(policy, algorithm, CTX, encoded(policy, PROMPTS[:3]))
     it = replace(it, advantage=np.full(len(it.advantage), advantage))
     t = trainer(policy, needs=algorithm.needs)
     update(t, algorithm, it, updates=1, chunk=7, anchor="rollout", clip=None)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from oracle.edges import edge_gradient
+from tiny import square
 from toy import RecordingSGD, context, iteration_of, normal, trainer
 
 from algorithms.branch import Branch
@@ -15,7 +16,7 @@ from bench.update import update
 
 
 def test_one_pass_a_parent_gives_the_sum_of_the_gradients_of_single_edges(random_flux: Path):
-    policy = Flux(random_flux, resolution=16, guidance=3.5, device=torch.device("cpu"))
+    policy = Flux(random_flux, square(16, guidance=3.5))
     condition = Condition(tensors=(normal(2, 64, key=1), normal(2, 7, 64, key=2)))
     algorithm = Branch(splits=(0, 1), eta=1.0)
     it = iteration_of(policy, algorithm, context(steps=4, slots=2, group_size=4), condition)

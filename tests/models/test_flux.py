@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import square
 from torch import Tensor
 
 from bench.models.flux import Flux
 from bench.noise import Noise
 from bench.plan import branching
+from bench.policy import encoded
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 
@@ -35,7 +37,7 @@ def folder(random_flux: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(folder: Path) -> Flux:
-    return Flux(folder, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+    return Flux(folder, square(SIDE, guidance=GUIDANCE))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def stock(pipe: Any, policy: Flux, plan) -> dict[str, Any]:
 
 
 def test_encoded_prompts_are_the_pipelines(pipe, policy):
-    pooled, tokens = policy.encode(PROMPTS).tensors
+    pooled, tokens = encoded(policy, PROMPTS).tensors
     wanted_tokens, wanted_pooled, _ = pipe.encode_prompt(PROMPTS, None, max_sequence_length=12)
 
     torch.testing.assert_close(tokens, wanted_tokens, atol=1e-6, rtol=1e-6)
@@ -87,7 +89,7 @@ def test_encoded_prompts_are_the_pipelines(pipe, policy):
 
 
 def test_a_prompt_is_encoded_alike_in_any_company(policy):
-    alone, together = policy.encode([PROMPTS[1]]), policy.encode([*PROMPTS, PROMPTS[1]])
+    alone, together = encoded(policy, [PROMPTS[1]]), encoded(policy, [*PROMPTS, PROMPTS[1]])
     for a, b in zip(alone.tensors, together.tensors, strict=True):
         assert torch.equal(a[0], b[1])
         assert torch.equal(a[0], b[3])
@@ -95,7 +97,7 @@ def test_a_prompt_is_encoded_alike_in_any_company(policy):
 
 @torch.no_grad()
 def test_velocity_is_the_pipelines_at_every_step(policy, stock):
-    condition = policy.encode(PROMPTS)
+    condition = encoded(policy, PROMPTS)
     assert len(stock["calls"]) == STEPS
     for keywords, wanted in stock["calls"]:
         velocity = policy.velocity(keywords["hidden_states"], keywords["timestep"], condition)
@@ -107,7 +109,7 @@ def test_the_pipeline_runs_on_our_sigma_grid(plan, stock):
 
 
 def test_an_ode_plan_samples_the_pipelines_images(policy, plan, stock):
-    sampled = rollout(policy, plan, policy.encode(PROMPTS), Noise(seed=0, iteration=0), chunk=2)
+    sampled = rollout(policy, plan, encoded(policy, PROMPTS), Noise(seed=0, iteration=0), chunk=2)
 
     torch.testing.assert_close(policy.decode(sampled.x0), stock["images"], atol=1e-5, rtol=1e-5)
     assert stock["images"].std() > 0.01
@@ -125,8 +127,8 @@ def test_decoded_latents_are_the_pipelines_images(pipe, policy):
 
 @torch.no_grad()
 def test_guidance_is_an_embedding(folder, policy):
-    other = Flux(folder, resolution=SIDE, guidance=1.0, device=CPU)
-    x, sigma, condition = torch.ones(1, *policy.latent_shape), torch.ones(1), policy.encode(PROMPTS[:1])
+    other = Flux(folder, square(SIDE, guidance=1.0))
+    x, sigma, condition = torch.ones(1, *policy.latent_shape), torch.ones(1), encoded(policy, PROMPTS[:1])
 
     assert policy.calls_per_velocity == 1
     assert not torch.allclose(policy.velocity(x, sigma, condition), other.velocity(x, sigma, condition))
@@ -141,8 +143,8 @@ def test_a_model_without_a_guidance_embedding_takes_none(random_flux, tmp_path):
     config = json.loads((random_flux / "transformer" / "config.json").read_text())
     FluxTransformer2DModel.from_config({**config, "guidance_embeds": False}).save_pretrained(folder / "transformer")  # pyright: ignore[reportAttributeAccessIssue]
 
-    schnell = Flux(folder, resolution=SIDE, guidance=GUIDANCE, device=CPU)
-    velocity = schnell.velocity(torch.ones(1, *schnell.latent_shape), torch.ones(1), schnell.encode(PROMPTS[:1]))
+    schnell = Flux(folder, square(SIDE, guidance=GUIDANCE))
+    velocity = schnell.velocity(torch.ones(1, *schnell.latent_shape), torch.ones(1), encoded(schnell, PROMPTS[:1]))
     assert velocity.shape == (1, *schnell.latent_shape)
 
 
@@ -153,11 +155,11 @@ def test_the_transformer_is_trained_and_the_rest_is_frozen(policy):
 
 @torch.no_grad()
 def test_what_is_saved_is_the_changed_model_and_the_rest_as_it_was(random_flux, tmp_path):
-    policy = Flux(random_flux, resolution=SIDE, guidance=GUIDANCE, device=CPU)
+    policy = Flux(random_flux, square(SIDE, guidance=GUIDANCE))
     next(policy.model.parameters()).add_(1.0)
     policy.save(tmp_path / "saved")
 
-    again = Flux(tmp_path / "saved", resolution=SIDE, guidance=GUIDANCE, device=CPU)
+    again = Flux(tmp_path / "saved", square(SIDE, guidance=GUIDANCE))
     for ours, theirs in zip(policy.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     rest = [path for path in random_flux.rglob("*") if path.is_file() and "transformer" not in path.parts]
@@ -168,5 +170,5 @@ def test_what_is_saved_is_the_changed_model_and_the_rest_as_it_was(random_flux, 
 
 @pytest.mark.parametrize("resolution", [4, 30, 33])
 def test_a_resolution_that_cuts_a_token_is_refused(random_flux, resolution):
-    with pytest.raises(ValueError, match=f"resolution={resolution}.*multiple of 8"):
-        Flux(random_flux, resolution=resolution, guidance=GUIDANCE, device=CPU)
+    with pytest.raises(ValueError, match=f"{resolution} x {resolution} pixels.*multiples of 8"):
+        Flux(random_flux, square(resolution, guidance=GUIDANCE))

@@ -10,6 +10,7 @@ from toy import PROMPTS, ToyPolicy, context
 
 from bench.noise import Noise
 from bench.plan import Plan, branching, star, trunk, window, with_tail
+from bench.policy import encoded
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 from bench.tree import Tree
@@ -75,7 +76,7 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_a_rollout_is_its_paths_walked_one_by_one(name):
     plan, policy = PLANS[name](), ToyPolicy()
-    condition = policy.encode(PROMPTS[:3])
+    condition = encoded(policy, PROMPTS[:3])
     expected = walk(policy, plan, condition, NOISE)
     found = rollout(policy, plan, condition, NOISE, keep=range(plan.steps), chunk=5)
     every = np.flatnonzero(plan.tree.depth < plan.steps)

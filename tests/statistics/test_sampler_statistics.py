@@ -15,6 +15,7 @@ from toy import context
 
 from bench.noise import Noise
 from bench.plan import Plan, branching, star, window
+from bench.policy import encoded
 from bench.rollout import rollout
 from bench.schedule import shifted_sigmas
 from bench.theory.gaussian import GaussianData, GaussianPolicy
@@ -23,7 +24,7 @@ MEAN, STD, DIMENSIONS = 0.7, 0.5, 100_000
 SIGMAS = shifted_sigmas(8, 3.0)
 DATA = GaussianData(mean=np.array([MEAN]), variance=np.array([STD**2]))
 POLICY = GaussianPolicy(DATA, copies=(DIMENSIONS,))
-CONDITION = POLICY.encode(["one prompt"])
+CONDITION = encoded(POLICY, ["one prompt"])
 SAMPLERS = [("dance_sde", 0.3), ("dance_sde", 1.0), ("flow_sde", 0.7), ("cps", 0.8), ("dance_sde", 0.0)]
 
 

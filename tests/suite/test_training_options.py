@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import Zygote, facts, job
+from tiny import Zygote, facts, job, square
 
+from bench.policy import encoded
 from bench.suite import Suite
 
 pytestmark = pytest.mark.slow
@@ -81,8 +82,8 @@ def test_gradient_checkpointing_computes_the_blocks_again(random_flux: Path, mon
     from bench.models.flux import Flux
     from bench.policy import enable_gradient_checkpointing
 
-    policy = Flux(random_flux, resolution=32, guidance=3.5, device=torch.device("cpu"))
-    condition = policy.encode(["a red circle"])
+    policy = Flux(random_flux, square(32, guidance=3.5))
+    condition = encoded(policy, ["a red circle"])
     calls, forward = [], FluxTransformerBlock.forward
     monkeypatch.setattr(
         FluxTransformerBlock, "forward", lambda self, *a, **k: (calls.append(0), forward(self, *a, **k))[1]
@@ -141,11 +142,11 @@ def test_diffusers_loads_the_adapters_as_they_were_trained(suites, random_flux: 
     from bench.lora import add_lora
     from bench.models.flux import Flux
 
-    device, shared = torch.device("cpu"), suites[case].shared
-    ours = Flux(random_flux, resolution=32, guidance=3.5, device=device)
-    condition = ours.encode(["a red circle"])
+    shared = suites[case].shared
+    ours = Flux(random_flux, square(32, guidance=3.5))
+    condition = encoded(ours, ["a red circle"])
     x, sigma = torch.ones(1, *ours.latent_shape), torch.full((1,), 0.5)
-    theirs = Flux(random_flux, resolution=32, guidance=3.5, device=device)
+    theirs = Flux(random_flux, square(32, guidance=3.5))
     untrained = ours.velocity(x, sigma, condition)
     add_lora(ours, rank=2, alpha=shared.lora_alpha or 4.0, seed=0)
     load_weights(ours, checkpoint(suites[case])["parameters"])
@@ -161,7 +162,7 @@ def test_adapters_begin_alike_in_every_arm_and_unlike_in_every_seed(random_flux:
     from bench.models.flux import Flux
 
     def first(seed: int) -> torch.Tensor:
-        policy = Flux(random_flux, resolution=32, guidance=3.5, device=torch.device("cpu"))
+        policy = Flux(random_flux, square(32, guidance=3.5))
         add_lora(policy, rank=2, alpha=4.0, seed=seed)
         return next(p for p in policy.model.parameters() if p.requires_grad).detach()
 

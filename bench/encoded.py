@@ -1,0 +1,92 @@
+"""Prompts encoded once a machine: what a model is told of each is a small file of its own, read when it is needed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.policy import Condition, Policy, Row
+from bench.processes import ALONE, Processes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """Encoded prompts on disk, one a row."""
+
+    files: tuple[Path, ...]
+    negative: Row | None
+
+    def rows(self, index: Tensor) -> Condition:
+        """Return the condition of the given rows, on the CPU; a row may repeat."""
+        chosen = [self.files[at] for at in index.tolist()]
+        read = {file: _read(file) for file in dict.fromkeys(chosen)}
+        stacked = tuple(torch.stack(parts) for parts in zip(*(read[file] for file in chosen), strict=True))
+        return Condition(tensors=stacked, negative=self.negative)
+
+
+@torch.no_grad()
+def encode(
+    policy: Policy,
+    prompts: Sequence[str],
+    folder: Path,
+    *,
+    images: Mapping[str, str],
+    needed: Sequence[int],
+    processes: Processes = ALONE,
+) -> Encoded:
+    """Return encoded prompts; those that are needed and not in the folder are encoded first, by all processes.
+
+    Args:
+        policy: whose encoder is loaded if one is missing, and let go of afterwards.
+        prompts: one a row.
+        folder: of this model and its precision alone: a file's name is a hash of prompt and first frame.
+        images: the first frame's file of each prompt, for models that start from one.
+        needed: rows that will be read.
+        processes: each encodes its share of what is missing, then whatever it does not see on its own disk.
+    """
+    texts = [*(prompts[at] for at in needed), *([""] if policy.calls_per_velocity == 2 else [])]
+    wanted = {_place(folder, text, images.get(text)): text for text in texts}
+    missing = [file for file in sorted(wanted) if not file.is_file()]
+    _write(policy, {file: wanted[file] for file in missing[processes.rank :: processes.count]}, images)
+    processes.gathered(None)  # all shares are written
+    _write(policy, {file: wanted[file] for file in missing if not file.is_file()}, images)
+    negative = _read(_place(folder, "", None)) if policy.calls_per_velocity == 2 else None
+    return Encoded(files=tuple(_place(folder, text, images.get(text)) for text in prompts), negative=negative)
+
+
+def cache_folder() -> Path:
+    """Return where encoded prompts are kept: $ARBOR_CACHE, or arbor in the user's cache folder."""
+    if "ARBOR_CACHE" in os.environ:
+        return Path(os.environ["ARBOR_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arbor"
+
+
+def _place(folder: Path, text: str, image: str | None) -> Path:
+    sha = hashlib.sha256(text.encode())
+    if image is not None:
+        sha.update(b"\0" + Path(image).read_bytes())
+    name = sha.hexdigest()[:32]
+    return folder / name[:2] / f"{name}.safetensors"
+
+
+def _write(policy: Policy, wanted: Mapping[Path, str], images: Mapping[str, str]) -> None:
+    if not wanted:
+        return
+    encode = policy.encoder()
+    for file, text in wanted.items():
+        row = encode(text, Path(images[text]) if text in images else None)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        save_file({f"{at:02d}": tensor.contiguous().cpu() for at, tensor in enumerate(row)}, part)
+        part.replace(file)
+
+
+def _read(file: Path) -> Row:
+    return tuple(tensor for _, tensor in sorted(load_file(file).items()))
