@@ -116,7 +116,7 @@ def staged(worker: Worker, cell: Cell, stages: dict[float, Stage]) -> Stage:
         policy = worker.policy(replace(cell.shared, guidance=guidance), plugins)
         prompts, name = load_prompts(cell.shared.prompts).train, cell.shared.features
         featurizer: Any = worker.load(load("rewards", plugins), [name])[name]
-        condition = worker.condition(cell.shared, policy, prompts, range(len(prompts)))
+        condition = worker.condition(cell, policy, prompts, range(len(prompts)))
         stages[guidance] = Stage(policy=policy, featurizer=featurizer, prompts=prompts, condition=condition)
     return stages[guidance]
 

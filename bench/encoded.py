@@ -39,6 +39,7 @@ def encode(
     *,
     images: Mapping[str, str],
     needed: Sequence[int],
+    guided: bool = False,
     processes: Processes = ALONE,
 ) -> Encoded:
     """Return encoded prompts; those that are needed and not in the folder are encoded first, by all processes.
@@ -49,15 +50,16 @@ def encode(
         folder: of this model and its precision alone: a file's name is a hash of prompt and first frame.
         images: the first frame's file of each prompt, for models that start from one.
         needed: rows that will be read.
+        guided: whether rows come with the empty prompt, for classifier-free guidance.
         processes: each encodes its share of what is missing, then whatever it does not see on its own disk.
     """
-    texts = [*(prompts[at] for at in needed), *([""] if policy.calls_per_velocity == 2 else [])]
+    texts = [*(prompts[at] for at in needed), *([""] if guided else [])]
     wanted = {_place(folder, text, images.get(text)): text for text in texts}
     missing = [file for file in sorted(wanted) if not file.is_file()]
     _write(policy, {file: wanted[file] for file in missing[processes.rank :: processes.count]}, images)
     processes.gathered(None)  # all shares are written
     _write(policy, {file: wanted[file] for file in missing if not file.is_file()}, images)
-    negative = _read(_place(folder, "", None)) if policy.calls_per_velocity == 2 else None
+    negative = _read(_place(folder, "", None)) if guided else None
     return Encoded(files=tuple(_place(folder, text, images.get(text)) for text in prompts), negative=negative)
 
 

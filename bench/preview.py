@@ -30,6 +30,7 @@ from bench.contract import (
 from bench.cost import Nfe, mean_nfe, nfe
 from bench.environment import cpu_name
 from bench.hosts import owns
+from bench.models.source import described
 from bench.plan import Plan
 from bench.registry import InputError
 
@@ -63,6 +64,7 @@ def planned(cell: Cell) -> Planned:
     live = dict.fromkeys(sorted(cell.algorithm.needs & POLICIES), True)
     leaves, memory, deeds = 0, {}, hashlib.sha256(type(cell.algorithm).__qualname__.encode())
     owned = "updates_per_iteration" in owns(cell.algorithm)
+    calls = described(cell.shared.model, [Path(p) for p in cell.plugins]).family.calls(cell.keys["guidance"])
     for iteration in range(cell.shared.iterations):
         try:
             ctx = cell.context(iteration, (0,), memory)
@@ -84,7 +86,7 @@ def planned(cell: Cell) -> Planned:
             raise InputError(f"{cell.arm}: iteration {iteration} trains nothing; see train_steps={ctx.train_steps}")
         first_step = len(selection.read) / updates
         rows = {name: len(selection.read) - first_step * is_live for name, is_live in live.items()}
-        costs.append(nfe(plan, selection, named_rows=rows))
+        costs.append(nfe(plan, selection, calls, named_rows=rows))
         live = {name: name != "reference" and decay.get(name, 0.0) == 0 for name in live}
         leaves = len(outcome.leaf)
         for array in (

@@ -18,6 +18,7 @@ from bench.arguments import check_means, diversity_parser, make_suite, parsed, r
 from bench.environment import torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.lock import locked
+from bench.models import tiny
 from bench.models.source import resolve_model
 from bench.presets import PRESETS
 from bench.preview import dry_run, spoken
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "new-algorithm": new_algorithm,
         "theory": theory,
         "diversity": diversity,
+        "make-tiny": make_tiny,
     }
     verb = words.pop(0) if words and words[0] in verbs else "run"
     try:
@@ -220,6 +222,19 @@ def new_algorithm(words: Sequence[str]) -> int:
     print(f"{file} is an algorithm; it runs as it stands:")
     print(f"  bench check {file}")
     print(f"  bench run --algos dance,{args.name} --plugin {file} --preset smoke")
+    return 0
+
+
+def make_tiny(words: Sequence[str]) -> int:
+    """Write a tiny pipeline of random weights, of the classes of a family's real ones."""
+    about = "Write a tiny pipeline of random weights that diffusers loads."
+    parser = argparse.ArgumentParser(prog="bench make-tiny", description=about, allow_abbrev=False)
+    parser.add_argument("family", choices=tiny.KINDS, metavar="FAMILY", help=", ".join(tiny.KINDS))
+    parser.add_argument("folder", type=Path, metavar="DIR", help="is made; may be there if it is empty")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights (default: 0)")
+    args = parsed(parser, words)
+    tiny.make_tiny(args.family, args.folder, args.seed)
+    print(f"{args.folder} is a {tiny.KINDS[args.family][0]} of random weights; --model {args.folder} runs on it")
     return 0
 
 

@@ -64,7 +64,7 @@ class Worker:
         if self.processes.first:
             record.write_json(folder / "environment.json", self.environment())
         policy = self.trainable(cell)
-        judges = self.judges(cell.shared, rewards, policy)
+        judges = self.judges(cell, rewards, policy)
         self.base(cell, judges, wait=False)
         flops = flops_per_call(policy, judges.condition)
         trained = self.train(self.parts(cell, rewards, policy), judges, folder)
@@ -112,7 +112,7 @@ class Worker:
             weight=weight,
             prompts=prompts,
             condition=self.condition(
-                shared, policy, prompts, of_run(prompts, cell.seed, shared.iterations, shared.prompts_per_iteration)
+                cell, policy, prompts, of_run(prompts, cell.seed, shared.iterations, shared.prompts_per_iteration)
             ),
             processes=self.processes,
         )
@@ -164,15 +164,28 @@ class Worker:
                 self.patient[name, seconds] = patient(reward, seconds)
         return {name: self.patient[name, seconds] for name in names}
 
-    def condition(self, shared: Shared, policy: Policy, prompts: Sequence[str], needed: Sequence[int]) -> Encoded:
+    def condition(self, cell: Cell, policy: Policy, prompts: Sequence[str], needed: Sequence[int]) -> Encoded:
         """Return encoded prompts, on disk: an iteration reads its own."""
-        source = resolve_model(shared.model, weights=shared.model_weights)
-        folder = cache_folder() / f"{folder_digest(source.folder)}-{shared.model_weights}-{shared.frozen}"
+        shared = cell.shared
+        source = resolve_model(shared.model, [Path(p) for p in cell.plugins], weights=shared.model_weights)
+        told = [folder_digest(source.folder), shared.model_weights, shared.frozen]
+        if source.family.first_frame:  # whose latent is of a video's size
+            told.append(f"{shared.frames}x{shared.height}x{shared.width}")
+        folder = cache_folder() / "-".join(told)
         images = load_prompts(shared.prompts).images
-        return encode(policy, prompts, folder, images=images, needed=needed, processes=self.processes)
+        return encode(
+            policy,
+            prompts,
+            folder,
+            images=images,
+            needed=needed,
+            guided=source.family.classifier_free,
+            processes=self.processes,
+        )
 
-    def judges(self, shared: Shared, rewards: Registry, policy: Policy) -> judge.Judges:
+    def judges(self, cell: Cell, rewards: Registry, policy: Policy) -> judge.Judges:
         """Return the evaluation's scorers and prompts."""
+        shared = cell.shared
         split = getattr(load_prompts(shared.prompts), shared.eval_split)
         prompts = tuple(evenly(split, shared.eval_prompts))
         featurizer: Any = self.load(rewards, [shared.features])[shared.features] if shared.features else None
@@ -180,7 +193,7 @@ class Worker:
             rewards=self.scoring(rewards, shared.eval_rewards, shared.reward_timeout),
             featurizer=featurizer,
             prompts=prompts,
-            condition=self.condition(shared, policy, prompts, range(len(prompts))),
+            condition=self.condition(cell, policy, prompts, range(len(prompts))),
         )
 
     def base(self, cell: Cell, judges: judge.Judges, *, wait: bool) -> Path:

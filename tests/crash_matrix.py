@@ -201,7 +201,7 @@ def uninterrupted(model: Path, folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
-    from conftest import write_random_flux
+    from bench.models.tiny import make_tiny
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
@@ -209,7 +209,7 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_random_flux(folder / "model")
+        make_tiny("flux", folder / "model", seed=0)
         reference = uninterrupted(folder / "model", folder / "uninterrupted")
         print(f"{len(reference)} files of the uninterrupted run to compare with\n{HEADING}", flush=True)
         found = []

@@ -36,7 +36,18 @@ PURE = [
     "solver",
     "tree",
 ]
-STAGES = ["encoded", "lora", "patience", "processes", "rollout", "score", "update", "models.flux", "models.parts"]
+STAGES = [
+    "encoded",
+    "lora",
+    "patience",
+    "processes",
+    "rollout",
+    "score",
+    "update",
+    "models.flux",
+    "models.parts",
+    "models.sd3",
+]
 SETUP = [
     "budget",
     "config",
@@ -52,6 +63,9 @@ SETUP = [
     "template",
     "models.catalog",
     "models.source",
+    "models.tiny",
+    "models.wan",
+    "models.wan_frames",
 ]
 CELL = ["accelerated", "checkpoint", "judge", "loop"]
 GRID = ["display", "diversity", "suite", "worker"]
@@ -148,6 +162,7 @@ WITHOUT_TORCH = [
     "tree",
     "models.catalog",
     "models.source",
+    "models.tiny",
 ]
 
 LONGEST: dict[str, int] = {

@@ -20,6 +20,12 @@ class Family:
     """Side of a token, in pixels of the VAE's latent."""
     first_frame: bool = False
     """Whether a video starts from an image, which prompts then come with."""
+    classifier_free: bool = False
+    """Whether guidance is classifier-free: above 1, a velocity takes two forwards."""
+
+    def calls(self, guidance: float) -> int:
+        """Return the forwards that one velocity takes."""
+        return 2 if self.classifier_free and guidance > 1 else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +56,11 @@ class ModelEntry:
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "FluxPipeline": Family(adapter="bench.models.flux:Flux", patch=2),
-        "StableDiffusion3Pipeline": Family(adapter="bench.models.sd3:Sd3", patch=2),
-        "WanPipeline": Family(adapter="bench.models.wan:Wan", patch=2, media="video"),
-        "WanImageToVideoPipeline": Family(adapter="bench.models.wan:Wan", patch=2, media="video", first_frame=True),
+        "StableDiffusion3Pipeline": Family(adapter="bench.models.sd3:Sd3", patch=2, classifier_free=True),
+        "WanPipeline": Family(adapter="bench.models.wan:Wan", patch=2, media="video", classifier_free=True),
+        "WanImageToVideoPipeline": Family(
+            adapter="bench.models.wan:Wan", patch=2, media="video", first_frame=True, classifier_free=True
+        ),
     }
 )
 """Pipeline class of a folder's model_index.json -> family."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from bench.models.parts import ATTENTION, computing, load_part, random_encoder, save, token_ids
 from bench.policy import Build, Condition, Encoder, Row
 
-T5_LENGTH = 512
-"""Tokens of a prompt where the weights are random and no tokenizer says it."""
+T5_LENGTH = {True: 512, False: 256}
+"""Tokens of a prompt, with a guidance embedding (dev) and without (schnell), unless the tokenizer allows fewer."""
 
 
 class Flux:
@@ -55,9 +55,9 @@ class Flux:
 
     def encoder(self) -> Encoder:
         """Return what makes CLIP's pooled and T5's token embeddings of a prompt."""
+        config, most = self.model.config, T5_LENGTH[self.guided]
         if self.build.weights == "random":
-            config = self.model.config
-            return random_encoder((config.pooled_projection_dim,), (T5_LENGTH, config.joint_attention_dim))
+            return random_encoder((config.pooled_projection_dim,), (most, config.joint_attention_dim))
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
         clip: Any = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=self.build.frozen)
@@ -69,7 +69,8 @@ class Flux:
         @torch.no_grad()
         def encode(prompt: str, image: Path | None) -> Row:  # noqa: ARG001
             pooled = clip(token_ids(clip_tokens, prompt, clip_tokens.model_max_length).to(self.device)).pooler_output
-            tokens = t5(token_ids(t5_tokens, prompt, t5_tokens.model_max_length).to(self.device)).last_hidden_state
+            ids = token_ids(t5_tokens, prompt, min(most, t5_tokens.model_max_length))
+            tokens = t5(ids.to(self.device)).last_hidden_state
             return pooled[0].cpu(), tokens[0].cpu()
 
         return encode

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench.noise import keyed, reproducible
-from bench.policy import Build, Encoder, Row
+from bench.policy import Build, Condition, Encoder, Row
 
 LARGE = 2**26
 """Bytes from which a frozen file is shared with its source rather than copied."""
@@ -35,8 +36,17 @@ def load_part(kind: Any, folder: Path, part: str, build: Build, dtype: torch.dty
     if build.weights == "random":
         with reproducible(0, build.device):
             model: Any = kind.from_config(json.loads((folder / part / "config.json").read_text()))
-        return model.to(build.device, dtype).eval()
+        _cast(model, dtype)
+        return model.to(build.device).eval()
     return kind.from_pretrained(folder / part, torch_dtype=dtype).to(build.device).eval()
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Give a model's weights the type, but for those that its architecture keeps in fp32, as `from_pretrained` does."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if weight.is_floating_point() and not kept & set(name.split(".")):
+            weight.data = weight.data.to(dtype)
 
 
 def computing(build: Build) -> AbstractContextManager[Any]:
@@ -58,6 +68,22 @@ def random_encoder(*shapes: tuple[int, ...]) -> Encoder:
 def token_ids(tokenizer: Any, prompt: str, length: int) -> torch.Tensor:
     """Return a prompt's token ids, padded or cut to `length`, with a batch axis."""
     return tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def has_part(folder: Path, part: str) -> bool:
+    """Return whether a pipeline has a part: its index may say that there is none."""
+    return bool(json.loads((folder / "model_index.json").read_text()).get(part, [None])[0])
+
+
+def negative_first(condition: Condition) -> tuple[Tensor, ...]:
+    """Return the rows of classifier-free guidance: the empty prompt, as often as there are rows, then the prompts.
+
+    Raises:
+        ValueError: if the condition has nothing to lead away from.
+    """
+    if condition.negative is None:
+        raise ValueError("classifier-free guidance leads away from the empty prompt, and the condition has none")
+    return tuple(torch.cat([n.expand_as(t), t]) for n, t in zip(condition.negative, condition.tensors, strict=True))
 
 
 def save(model: Any, source: Path, folder: Path, part: str, lora_saver: Callable[..., Any]) -> None:

@@ -46,6 +46,7 @@ def resolve_model(name: str, plugins: Sequence[Path] = (), *, weights: str = "pr
             raise InputError(f"unknown model {name!r}{nearest(name, models)}; or give a folder in diffusers' layout")
         family = family_of(name, folder, plugins)
     check_parts(name, folder)
+    check_generation(name, folder)
     return ModelSource(family=family, folder=folder)
 
 
@@ -95,14 +96,33 @@ def check_parts(name: str, folder: Path) -> None:
         raise InputError(f"model {name!r} lacks {', '.join(missing)}: fetch the whole repository again")
 
 
+def check_generation(name: str, folder: Path) -> None:
+    """Raise InputError for pipelines of a known class whose models are of a kind that no adapter drives."""
+    index = checked_index(name, folder)
+    later = [key for key in ("transformer_2", "boundary_ratio", "expand_timesteps") if _said(index.get(key))]
+    if later:
+        raise InputError(
+            f"model {name!r} is of Wan2.2, by its {' and '.join(later)}; the adapter drives Wan2.1: give one"
+        )
+    if part_config(folder, "transformer").get("pos_embed_seq_len"):
+        raise InputError(f"model {name!r} starts from a first and a last frame; give a Wan2.1 model of a first frame")
+
+
+def _said(value: Any) -> bool:
+    return value is not None and value is not False and value != [None, None]
+
+
 def check_size(source: ModelSource, height: int, width: int, frames: int) -> None:
     """Raise InputError unless images, or videos, of this size are whole tokens."""
     vae = part_config(source.folder, "vae")
     space, time = vae_factors(vae)
     multiple = source.family.patch * space
+    size = f"resolution={height if height == width else [height, width]}"
     if height % multiple or width % multiple:
-        size = f"resolution={height if height == width else [height, width]}"
         raise InputError(f"{size}: this model makes images whose sides are multiples of {multiple}")
+    limit = part_config(source.folder, "transformer").get("pos_embed_max_size")  # SD3's positions are a table
+    if limit and max(height, width) > multiple * limit:
+        raise InputError(f"{size}: this model makes images of at most {multiple * limit} pixels a side")
     if source.family.media == "image" and frames > 1:
         raise InputError(f"frames={frames}: this model makes images, of one frame")
     if (frames - 1) % time:

@@ -13,6 +13,7 @@ from algorithms.dance import Dance
 from bench import preview
 from bench.config import Cell, Shared, make_cell, resolve
 from bench.cost import Nfe
+from bench.models.catalog import Family
 from bench.noise import Noise
 from bench.parse import parse_arms
 from bench.policy import encoded
@@ -222,3 +223,12 @@ def test_a_dry_run_counts_every_cell(tmp_path: Path):
     (row,) = shown["cells"]
     assert (row["arm"], row["leaves"], row["seconds_per_iteration"]) == ("dance", 4, None)
     assert row["nfe"]["update"] == {"edges": 4.0, "calls": (1 + 4 * 3) / 4}
+
+
+def test_classifier_free_guidance_doubles_what_is_planned(monkeypatch):
+    guided = Family(adapter="none:None", classifier_free=True)
+    monkeypatch.setattr("bench.models.catalog.FAMILIES", {"FluxPipeline": guided})
+    twice, once = (preview.planned(cell("mix", replace(PAPER, iterations=1, guidance=g))).cost for g in (4.5, 1.0))
+    assert twice.rollout_calls == 2 * once.rollout_calls
+    assert twice.update_calls == 2 * once.update_calls
+    assert twice.rollout_edges == once.rollout_edges

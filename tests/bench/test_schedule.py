@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.schedule import respaced, shifted_sigmas, stratified
+from bench.schedule import double_shifted_sigmas, respaced, shifted_sigmas, sigma_grid, stratified
 
 
 def test_the_papers_grid_of_twenty_steps_has_the_published_sigmas():
@@ -14,6 +16,24 @@ def test_the_papers_grid_of_twenty_steps_has_the_published_sigmas():
                  .71053, .66667, .61765, .5625, .5, .42857, .34615, .25, .13636, 0]
     # fmt: on
     np.testing.assert_allclose(shifted_sigmas(20, 3.0), published, atol=5e-6)
+
+
+def test_sd3s_pipelines_shift_twice_and_end_in_a_forward_of_almost_nothing():
+    # fmt: off
+    measured = [1, .98187, .96239, .94137, .91865, .894, .86717, .83785, .80569, .77024, .73097,
+                .68724, .63824, .58295, .52007, .44794, .36435, .26633, .14979, .00893, 0]
+    # fmt: on
+    np.testing.assert_allclose(double_shifted_sigmas(20, 3.0), measured, atol=5e-6)
+    np.testing.assert_array_equal(sigma_grid(20, 3.0, "double-shift"), double_shifted_sigmas(20, 3.0))
+    np.testing.assert_array_equal(sigma_grid(20, 3.0, "plain"), shifted_sigmas(20, 3.0))
+
+
+def test_the_double_shifted_grid_is_what_the_scheduler_of_diffusers_makes():
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(10)
+    np.testing.assert_allclose(double_shifted_sigmas(10, 3.0), scheduler.sigmas, atol=1e-6)
 
 
 def test_shift_one_is_the_plain_grid():

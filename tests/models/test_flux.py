@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from models.families import copied
 from tiny import square
 from torch import Tensor
 
 from bench.models.flux import Flux
+from bench.models.source import dynamic_shift, resolve_model
 from bench.noise import Noise
 from bench.plan import branching
 from bench.policy import encoded
@@ -172,3 +175,45 @@ def test_what_is_saved_is_the_changed_model_and_the_rest_as_it_was(random_flux, 
 def test_a_resolution_that_cuts_a_token_is_refused(random_flux, resolution):
     with pytest.raises(ValueError, match=f"{resolution} x {resolution} pixels.*multiples of 8"):
         Flux(random_flux, square(resolution, guidance=GUIDANCE))
+
+
+@pytest.mark.parametrize(("embedding", "tokens"), [(True, 512), (False, 256)])
+def test_dev_is_told_512_tokens_and_schnell_256(random_flux, tmp_path, embedding, tokens):
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+    folder = copied(random_flux, tmp_path / "flux", "transformer", guidance_embeds=embedding)
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    FluxTransformer2DModel.from_config(config).save_pretrained(folder / "transformer")  # pyright: ignore[reportAttributeAccessIssue]
+    file = folder / "tokenizer_2" / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": 512}))
+
+    told = encoded(Flux(folder, square(SIDE)), ["a red circle"]).tensors[1]
+    assert told.shape == (1, tokens, 64)
+    assert encoded(Flux(folder, square(SIDE, weights="random")), ["a red circle"]).tensors[1].shape == told.shape
+
+
+def test_a_dynamic_shift_samples_the_pipelines_images_of_any_shape(random_flux, tmp_path):
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+
+    changes = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    folder = copied(random_flux, tmp_path / "flux", "scheduler", **changes, base_image_seq_len=4, max_image_seq_len=64)
+    shift = dynamic_shift(resolve_model(str(folder)), 32, 64)
+    assert shift == pytest.approx(np.exp(0.5 + 0.65 * (32 - 4) / 60))
+    sigmas = shifted_sigmas(STEPS, shift)
+    plan = branching(sigmas, slots=3, fanout=[1] * STEPS, noise_level=[0.0] * STEPS, kernel="ode")
+    policy = Flux(folder, dataclasses.replace(square(32, guidance=GUIDANCE), width=64))
+    noise = Noise(seed=0, iteration=0)
+    pipe: Any = FluxPipeline.from_pretrained(folder)
+    images = pipe(
+        PROMPTS,
+        height=32,
+        width=64,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        max_sequence_length=12,
+        latents=torch.from_numpy(noise.roots(plan.tree, plan.coupling, policy.latent_shape)),
+        output_type="pt",
+    ).images
+    sampled = rollout(policy, plan, encoded(policy, PROMPTS), noise, chunk=2)
+
+    torch.testing.assert_close(policy.decode(sampled.x0), images, atol=1e-5, rtol=1e-5)
