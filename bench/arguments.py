@@ -14,9 +14,10 @@ import yaml
 
 from bench.config import Shared, check_layers, check_processes, make_cell, resolve
 from bench.data import WORLDS, load_prompts
+from bench.datasets import pinned
 from bench.environment import torchrun
 from bench.models.catalog import ModelEntry
-from bench.models.source import check_size, described, dynamic_shift, entry_of, model_digest, resolve_model
+from bench.models.source import check_size, described, dynamic_shift, entry_of, model_digest
 from bench.parse import ArmSpec, field_types, key_value, parse_arms, replaced, weights
 from bench.presets import PRESETS
 from bench.registry import InputError, Registry, load, nearest
@@ -32,6 +33,7 @@ examples:
   bench new-algorithm my-grpo
   bench check my_grpo.py
   bench theory
+  bench prepare --model flux-dev --dry-run
   bench report quick-tiny-flux-0123456789
 """
 
@@ -65,6 +67,19 @@ def diversity_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def prepare_parser() -> argparse.ArgumentParser:
+    """Return the parser of `bench prepare`."""
+    about = "Fetch what a run needs from the hub, and check it. Exit status 1 where something is missing."
+    parser = argparse.ArgumentParser(prog="bench prepare", description=about, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model", metavar="NAME", help="a registered name, a hub id owner/name[@revision], or a folder to check")
+    add("--rewards", metavar="A,B", help="scorers whose files are wanted")
+    add("--prompts", metavar="SET", help="hub:OWNER/NAME[@REVISION][:FILE], or a file to check")
+    add("--plugin", type=Path, action="append", default=[], metavar="FILE", help="a file with REWARDS or MODELS")
+    add("--dry-run", action="store_true", help="list files, sizes and licences; fetch nothing")
+    return parser
+
+
 def suite_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Return a parser of what describes a suite, and where it lies and runs."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -74,9 +89,14 @@ def suite_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     add = parser.add_argument
     add("--algos", required=True, metavar="A,B", help="arms: dance,mix,branch or dance(tf=0.6),...; all for every one")
     add("--preset", metavar="NAME", help=f"{', '.join(PRESETS)}; default: the model's")
-    add("--model", metavar="NAME", help="a registered name, or a folder in diffusers' layout (default: tiny-flux)")
+    add(
+        "--model",
+        metavar="NAME",
+        help="a registered name, a hub id, or a folder in diffusers' layout (default: tiny-flux)",
+    )
     add("--rewards", metavar="R", help="trained on: soft or a:0.7,b:0.3 (default: the model's)")
-    add("--prompts", metavar="FILE", help="a text file, one prompt a line (default: the model's)")
+    prompts = "a text, .jsonl, .json, .csv or .parquet file, or hub:OWNER/NAME (default: the model's)"
+    add("--prompts", metavar="SET", help=prompts)
     add("--seeds", metavar="0,1,2", help="one cell an arm and seed (default: the preset's)")
     add("--iterations", metavar="N", type=int)
     add(
@@ -129,7 +149,7 @@ def make_suite(args: argparse.Namespace) -> Suite:
         raise InputError(f"model={model!r}: text is wanted")
     entry = entry_of(model, args.plugin)
     if entry is None:
-        resolve_model(model, args.plugin)
+        described(model, args.plugin)  # there is such a model
     name = args.preset or from_file["preset"] or (entry.preset if entry else "paper")
     if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"unknown preset {name!r}{nearest(str(name), PRESETS)}")
@@ -144,11 +164,11 @@ def make_suite(args: argparse.Namespace) -> Suite:
         sized = replaced(Shared(), {"resolution": keys.get("resolution", Shared().resolution)}, "run")
         keys["shift"] = dynamic_shift(described(model, args.plugin), sized.height, sized.width)
     shared = replaced(Shared(), keys | {"model": model}, "run")
-    shared = check_shared(shared, rewards, args.plugin)
     specs = all_arms(algorithms) if args.algos == "all" else parse_arms(args.algos)
     for where, why in algorithms.broken.items() if args.algos == "all" else ():
         print(f"bench: {where} does not load, and is left out: {why}", file=sys.stderr)
     arms = [(spec, resolve(spec, shared, layers, algorithms)) for spec in specs]
+    shared = check_shared(shared, rewards, args.plugin)  # last: it may download prompts
     plugins = [str(path.resolve()) for path in args.plugin]
     title = default_name(name, shared) if args.suite is None else args.suite
     if not title or Path(title).name != title or title == "..":
@@ -235,15 +255,23 @@ def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> 
             f"features={shared.features!r} has no features of images; scorers that have: {', '.join(known)}"
         )
     if not shared.prompts:
-        raise InputError(f"model {shared.model!r} has no prompts of its own; give --prompts a text file")
-    source, prompts = described(shared.model, plugins), load_prompts(shared.prompts)
+        raise InputError(f"model {shared.model!r} has no prompts of its own; give --prompts a file or hub:OWNER/NAME")
+    source = described(shared.model, plugins)
+    contents = model_digest(shared.model, plugins, weights=shared.model_weights)
     check_size(source, shared.height, shared.width, shared.frames)
     check_media(source.family.media, scorers)
-    if source.family.first_frame and not prompts.images:
-        raise InputError(f"model {shared.model!r} makes videos of a first frame: --prompts needs a column `image`")
+    name = pinned(shared.prompts)
+    prompts = load_prompts(name)
+    without = [p for p in (*prompts.train, *prompts.tune, *prompts.heldout) if p not in prompts.images]
+    if source.family.first_frame and without:
+        raise InputError(
+            f"model {shared.model!r} makes videos of a first frame: --prompts needs a column `image`, a file in every "
+            f"row; {len(without)} prompts have none"
+        )
     return dataclasses.replace(
         shared,
-        model_digest=model_digest(shared.model, plugins),
+        model_digest=contents,
+        prompts=name,
         prompts_digest=prompts.digest,
         scorer_revisions=tuple(f"{name}@{scorer.info.revision}" for name, scorer in scorers.items()),
         eval_rewards=judged,

@@ -44,7 +44,8 @@ class Shared:
     guidance: float = 3.5
     """What the model takes as such: FLUX an embedding, others the scale of classifier-free guidance, 1 for none."""
     prompts: str = "world"
-    """`world`, the embedded model's; or a text file, one prompt a line."""
+    """`world`, the embedded model's; a text, .jsonl, .json, .csv or .parquet file; a folder with a train and a test
+    file; or `hub:OWNER/NAME[@REVISION][:FILE]`, which is recorded with its commit."""
     prompts_digest: str = ""
     """Of the prompts; set by the program."""
     rewards: tuple[str, ...] = ("soft",)

@@ -264,9 +264,30 @@ class RewardInfo:
     """Whether a score compares the images of one group: such a group is scored whole, or failed whole."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubFile:
+    """A file of the hub that a scorer reads; `bench prepare --rewards` fetches what its class lists as `files`."""
+
+    repository: str
+    """Owner/name."""
+    file: str
+    """Its path there."""
+    size: int
+    """Bytes; 0 where it is not known."""
+    licence: str
+    restrictions: str = ""
+    """A gate, or a kind of use that is not allowed."""
+    revision: str = ""
+    """A branch, tag or commit; empty for the main branch."""
+    kind: Literal["model", "dataset"] = "model"
+
+
 @runtime_checkable
 class Reward(Protocol):
-    """Scores a batch of images. Construction takes no arguments and holds the heavy imports."""
+    """Scores a batch of images. Construction takes no arguments and holds the heavy imports.
+
+    A class whose scorers read files of the hub lists them as `files: ClassVar[tuple[HubFile, ...]]`.
+    """
 
     info: ClassVar[RewardInfo]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from bench import record
 from bench.config import Cell, Shared, identity, info_record, plain, settings
 from bench.contract import Reward
+from bench.data import Counts
 from bench.named import NamedPolicy, exchanged
 from bench.policy import Policy, Rows
 from bench.processes import ALONE, Processes, local, whole
@@ -38,6 +39,8 @@ class Judges:
     rewards: Mapping[str, Reward]
     featurizer: Featurizer | None
     prompts: tuple[str, ...]
+    counts: Counts
+    """Of the prompt set that they are from."""
     condition: Rows
 
 
@@ -80,6 +83,7 @@ def write_base(folder: Path, found: Evaluation, reference: Evaluation, judges: J
         "evaluation": plain_scores(found),
         "units": units(judges.rewards),
         "drift": drift(found.features, reference.features, shared.features),
+        "prompt_counts": asdict(judges.counts),
     }
     record.write_json(folder / "result.json", result)
 
@@ -118,6 +122,7 @@ def make_result(
         "evaluation_failures": list(found.failures),
         "units": units(judges.rewards),
         "drift": drift(found.features, reference, cell.shared.features),
+        "prompt_counts": asdict(judges.counts),
     }
 
 

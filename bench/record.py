@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -129,6 +129,8 @@ class Result(TypedDict):
     """What scorers said of images they could not score."""
     units: dict[str, Unit]
     drift: Drift
+    prompt_counts: NotRequired[dict[str, int]]
+    """How many prompts were read, and what became of them (`bench.data.Counts`); older records have none."""
 
 
 class BaseResult(TypedDict):
@@ -141,6 +143,7 @@ class BaseResult(TypedDict):
     units: dict[str, Unit]
     drift: Drift
     """Base against base: the floor below which no drift is seen."""
+    prompt_counts: NotRequired[dict[str, int]]
 
 
 class DiversityArm(TypedDict):
@@ -229,13 +232,9 @@ def read_suite(folder: Path) -> SuiteRecord:
     if not (folder / "suite.yaml").is_file():
         raise ValueError(f"{folder} is not a suite: it has no suite.yaml")
     cells = [read_cell(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
-    bases: dict[str, BaseResult] = {
-        path.parent.name: read_result(path) for path in sorted(folder.glob("base-*/result.json"))
-    }
-    suite = read_yaml(folder / "suite.yaml")
-    return SuiteRecord(
-        folder=folder, suite=suite, cells=cells, bases=bases, diversity=read_diversity(folder / "diversity")
-    )
+    bases: dict[str, BaseResult] = {p.parent.name: read_result(p) for p in sorted(folder.glob("base-*/result.json"))}
+    suite, diversity = read_yaml(folder / "suite.yaml"), read_diversity(folder / "diversity")
+    return SuiteRecord(folder=folder, suite=suite, cells=cells, bases=bases, diversity=diversity)
 
 
 def write_diversity(folder: Path, found: DiversityRecord) -> None:

@@ -12,13 +12,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import scaffold
+from bench import prepare, scaffold
 from bench import suite as grid
-from bench.arguments import check_means, diversity_parser, make_suite, parsed, run_parser, trackers
+from bench.arguments import (
+    check_means,
+    diversity_parser,
+    make_suite,
+    parsed,
+    prepare_parser,
+    run_parser,
+    trackers,
+)
 from bench.environment import torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.lock import locked
 from bench.models import tiny
+from bench.models.hub import MissingError
 from bench.models.source import resolve_model
 from bench.presets import PRESETS
 from bench.preview import dry_run, spoken
@@ -32,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = {
         "run": run,
         "list": list_plugins,
+        "prepare": fetch,
         "report": report,
         "check": check,
         "new-algorithm": new_algorithm,
@@ -70,7 +80,7 @@ def run(words: Sequence[str]) -> int:
         missing = f"suite {suite.folder}, preset {suite.preset}: {len(suite.missing())} cells to run"
         print(json.dumps(preview, indent=1) if args.json else f"{missing}\n{spoken(preview)}")
         return 0
-    resolve_model(suite.shared.model, args.plugin, weights=suite.shared.model_weights)  # all of it is here
+    check_here(suite, args.plugin)
     if torchrun()[1] > 1:
         return together(suite, args, preview["alike"])
     create(suite, open_suite=args.open)
@@ -82,6 +92,14 @@ def run(words: Sequence[str]) -> int:
         workers = grid.start(suite, host, args.device, trackers(args))
         display.watching(suite, Console(), lambda watch: grid.finish(workers, watch))
     return concluded(suite)
+
+
+def check_here(suite: Suite, plugins: Sequence[Path]) -> None:
+    """Raise InputError unless the model and what the scorers read are on this machine."""
+    shared = suite.shared
+    resolve_model(shared.model, plugins, weights=shared.model_weights)
+    scorers = [*shared.eval_rewards, *([shared.features] if shared.features else [])]
+    prepare.check_scorers(dict.fromkeys(scorers), load("rewards", plugins))
 
 
 def say_alike(alike: Mapping[str, str]) -> None:
@@ -154,7 +172,7 @@ def diversity(words: Sequence[str]) -> int:
         raise InputError("diversity is a distance in image features, and this suite names none: --set features=SCORER")
     dry_run(suite.cells, None)  # every arm has a plan
     check_closed(suite.folder, suite.shared, open_suite=args.open)
-    resolve_model(suite.shared.model, args.plugin, weights=suite.shared.model_weights)  # all of it is here
+    check_here(suite, args.plugin)
     from bench.diversity import measure
 
     try:
@@ -196,6 +214,23 @@ def list_plugins(words: Sequence[str]) -> int:
         for where, why in registry.broken.items():
             print(f"bench: {where} does not load: {why}", file=sys.stderr)
     return 0
+
+
+def fetch(words: Sequence[str]) -> int:
+    """Fetch what a model, rewards and prompts need; return 1 if something is still missing."""
+    args = parsed(prepare_parser(), words)
+    rewards = [name.strip() for name in (args.rewards or "").split(",") if name.strip()]
+    if args.model is None and args.prompts is None and not rewards:
+        raise InputError("bench prepare fetches what is named: --model, --rewards or --prompts")
+    missing = False
+    for item in prepare.wanted(args.model, rewards, args.prompts, args.plugin):
+        try:
+            missing |= not prepare.prepare(item, args.plugin, print, dry_run=args.dry_run)
+        except MissingError as error:
+            print(f"bench: {error}", file=sys.stderr)
+            missing = True
+    print("something is missing" if missing else "everything is here")
+    return 1 if missing else 0
 
 
 def check(words: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ from bench.accelerated import make_accelerator, start_trackers
 from bench.config import Cell, Shared, cell_from_record, check_processes, digest, identity
 from bench.contract import Reward
 from bench.cost import flops_per_call
-from bench.data import evenly, load_prompts, of_run
+from bench.data import Prompts, evenly, load_prompts, of_run
 from bench.encoded import Encoded, cache_folder, encode
 from bench.environment import environment
 from bench.lock import locked
@@ -62,7 +62,9 @@ class Worker:
         files = [Path(p) for p in config["plugins"]]
         cell, rewards = cell_from_record(config, load("algorithms", files)), load("rewards", files)
         if self.processes.first:
-            record.write_json(folder / "environment.json", self.environment())
+            source = resolve_model(cell.shared.model, files, weights=cell.shared.model_weights)
+            revision = {"model_revision": source.revision} if source.revision else {}
+            record.write_json(folder / "environment.json", self.environment() | revision)
         policy = self.trainable(cell)
         judges = self.judges(cell, rewards, policy)
         self.base(cell, judges, wait=False)
@@ -97,7 +99,7 @@ class Worker:
 
     def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
         """Return the objects that a cell is trained with."""
-        shared, prompts = cell.shared, load_prompts(cell.shared.prompts).train
+        shared, prompts = cell.shared, loaded(cell.shared).train
         check_processes(self.processes.count, shared)
         weight = weights(shared.rewards)
         folder = self.suite / cell.folder
@@ -186,13 +188,14 @@ class Worker:
     def judges(self, cell: Cell, rewards: Registry, policy: Policy) -> judge.Judges:
         """Return the evaluation's scorers and prompts."""
         shared = cell.shared
-        split = getattr(load_prompts(shared.prompts), shared.eval_split)
-        prompts = tuple(evenly(split, shared.eval_prompts))
+        found = loaded(shared)
+        prompts = tuple(evenly(getattr(found, shared.eval_split), shared.eval_prompts))
         featurizer: Any = self.load(rewards, [shared.features])[shared.features] if shared.features else None
         return judge.Judges(
             rewards=self.scoring(rewards, shared.eval_rewards, shared.reward_timeout),
             featurizer=featurizer,
             prompts=prompts,
+            counts=found.counts,
             condition=self.condition(cell, policy, prompts, range(len(prompts))),
         )
 
@@ -207,6 +210,21 @@ class Worker:
                 if self.processes.first:
                     judge.write_base(folder, found, reference, judges, shared)
         return folder
+
+
+def loaded(shared: Shared) -> Prompts:
+    """Return the suite's prompts.
+
+    Raises:
+        RuntimeError: if they are no longer what the suite was written for.
+    """
+    found = load_prompts(shared.prompts)
+    if shared.prompts_digest and found.digest != shared.prompts_digest:
+        raise RuntimeError(
+            f"{shared.prompts} has changed since this suite was begun (digest {found.digest}, not "
+            f"{shared.prompts_digest}): restore it, or run the command again for a suite of the new prompts"
+        )
+    return found
 
 
 def shown(folder: Path, iterations: int) -> Path:

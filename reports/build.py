@@ -16,6 +16,7 @@ from reports.configuration import (
     difference_grid,
     difference_markdown,
     environment_grid,
+    prompt_lines,
     shared_grid,
 )
 from reports.curves import curves
@@ -133,6 +134,7 @@ def _content(
         "nearest": published_grid(published, ours, nearest=True),
         "difference": difference_grid(found),
         "shared": shared_grid(shared),
+        "prompts": prompt_lines(record),
         "cards": cards(found),
         "metrics": tables.metrics_grid(numbers),
         "environment": environment_grid(found),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.record import SuiteRecord
 from reports.arms import Arm
 from reports.grid import Column, Grid, code, csv_text, escape, grid, markdown
 from reports.numbers import NONE, plain_value
@@ -45,6 +46,18 @@ def differing_keys(arms: Sequence[Arm]) -> list[str]:
 def shared_grid(shared: Mapping[str, Any]) -> Grid:
     """Return the suite's shared configuration."""
     return _pairs("shared key", shared)
+
+
+def prompt_lines(record: SuiteRecord) -> list[str]:
+    """Return what was read of each prompt set, and what became of it; nothing of records that do not say."""
+    sources = (*record.bases.values(), *(cell.result for cell in record.cells if cell.result is not None))
+    found = [source["prompt_counts"] for source in sources if "prompt_counts" in source]
+    lines = [
+        f"Prompts: {n['read']} read, {n['empty']} empty, {n['duplicates']} duplicates; {n['train']} to train on, "
+        f"{n['tune']} to tune by, {n['heldout']} held out."
+        for n in found
+    ]
+    return list(dict.fromkeys(lines))
 
 
 def cards(arms: Sequence[Arm]) -> list[Card]:

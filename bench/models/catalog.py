@@ -51,6 +51,11 @@ class ModelEntry:
     """The scorer whose image features drift is measured in."""
     means: Mapping[str, Any] = field(default_factory=dict)
     """Shared keys that fit the model into memory: precision, micro_batch and the like."""
+    licence: str = ""
+    restrictions: str = ""
+    """What stands between a reader and its files or their use: a gate, a kind of use that is not allowed."""
+    size: int = 0
+    """Of the files that a pipeline of it needs, bytes, about; 0 where it is not known."""
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -90,6 +95,9 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             preset="lora",
             prompts="a set of prompts",
             means=_GPU,
+            licence="FLUX.1 [dev] non-commercial",
+            restrictions="gated: accept the licence first; no commercial use",
+            size=33_740_000_000,
         ),
         "flux-schnell": ModelEntry(
             family="FluxPipeline",
@@ -100,6 +108,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             preset="lora",
             prompts="a set of prompts",
             means=_GPU,
+            licence="Apache 2.0",
+            size=33_720_000_000,
         ),
         "sd3.5-medium": ModelEntry(
             family="StableDiffusion3Pipeline",
@@ -110,6 +120,9 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             preset="lora",
             prompts="a set of prompts",
             means=_GPU | {"micro_batch": 8},
+            licence="Stability AI community",
+            restrictions="gated: accept the licence first; free below 1 M USD of yearly revenue",
+            size=16_280_000_000,
         ),
         "wan2.1-t2v-1.3b": ModelEntry(
             family="WanPipeline",
@@ -121,6 +134,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             preset="lora",
             prompts="a set of prompts",
             means=_GPU | {"micro_batch": 1},
+            licence="Apache 2.0",
+            size=28_930_000_000,
         ),
         "wan2.1-i2v-14b": ModelEntry(
             family="WanImageToVideoPipeline",
@@ -132,6 +147,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             preset="lora",
             prompts="a set of prompts with images",
             means=_GPU | {"micro_batch": 1},
+            licence="Apache 2.0",
+            size=90_100_000_000,
         ),
     }
 )

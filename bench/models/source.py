@@ -1,4 +1,4 @@
-"""A model's name -> its files and adapter, checked without importing a model library."""
+"""A model's name -> its files on this machine and its adapter, checked without importing a model library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.models import hub
 from bench.models.catalog import Family, ModelEntry
+from bench.models.layout import check_complete, checked_index, flaws, unfinished
 from bench.registry import InputError, load, nearest
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
@@ -19,35 +21,40 @@ CONFIGURATIONS = Path(__file__).parent / "configs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
-    """A complete local pipeline folder."""
+    """A local pipeline folder."""
 
     family: Family
     folder: Path
 
+    @property
+    def revision(self) -> str:
+        """Return the commit of the hub that the folder holds; empty where it is not from there."""
+        return hub.commit_of(self.folder)
+
 
 def resolve_model(name: str, plugins: Sequence[Path] = (), *, weights: str = "pretrained") -> ModelSource:
-    """Return where the model of a registered name, or in a folder, is; of random weights, where it is described.
+    """Return where a model is, complete; of random weights, where it is described.
+
+    Args:
+        name: registered, a hub id with an optional @revision, or a folder in diffusers' layout.
+        plugins: files that may register names.
+        weights: pretrained or random.
 
     Raises:
-        InputError: for an unknown name, a folder that is no pipeline of a known family, or a hub model that is not
-            on this machine, with the command that fetches it.
+        InputError: for a name that is none of these, a pipeline of no known family, or files that are not on this
+            machine or not whole, with the command that fetches them.
     """
     if weights == "random" and (source := described(name, plugins)).folder.is_dir():
         return source
     entry = entry_of(name, plugins)
-    if entry is not None:
-        folder = Path(entry.source)
-        folder = folder if folder.is_dir() else _cached(name, entry.source)
-        family = load("families", plugins).get(entry.family)
+    if entry is None:
+        source = _unregistered(name, plugins)
     else:
-        folder = Path(name)
-        if not folder.is_dir():
-            models = load("models", plugins).values
-            raise InputError(f"unknown model {name!r}{nearest(name, models)}; or give a folder in diffusers' layout")
-        family = family_of(name, folder, plugins)
-    check_parts(name, folder)
-    check_generation(name, folder)
-    return ModelSource(family=family, folder=folder)
+        folder = _registered(name, entry)
+        source = ModelSource(family=load("families", plugins).get(entry.family), folder=folder)
+    check_complete(name, source.folder, _remedy(name, source))
+    check_generation(name, source.folder)
+    return source
 
 
 def described(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
@@ -57,7 +64,7 @@ def described(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
     """
     entry = entry_of(name, plugins)
     if entry is None:
-        return resolve_model(name, plugins)
+        return _unregistered(name, plugins)
     folder = Path(entry.source) if Path(entry.source).is_dir() else CONFIGURATIONS / name
     return ModelSource(family=load("families", plugins).get(entry.family), folder=folder)
 
@@ -72,28 +79,6 @@ def family_of(name: str, folder: Path, plugins: Sequence[Path] = ()) -> Family:
     if kind not in known:
         raise InputError(f"model {name!r} is a {kind}; adapters exist for {', '.join(known)}")
     return known[kind]
-
-
-def checked_index(name: str, folder: Path) -> dict[str, Any]:
-    """Return what a pipeline's model_index.json says."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise InputError(f"model {name!r} has no model_index.json: it is not a pipeline in diffusers' layout")
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"the model_index.json of model {name!r} is damaged: fetch the whole repository again")
-    return found
-
-
-def check_parts(name: str, folder: Path) -> None:
-    """Raise InputError unless every part that the pipeline's index names is there."""
-    parts = [key for key, value in checked_index(name, folder).items() if isinstance(value, list) and value[0]]
-    missing = [part for part in parts if not (folder / part).is_dir() or not any((folder / part).iterdir())]
-    if missing:
-        raise InputError(f"model {name!r} lacks {', '.join(missing)}: fetch the whole repository again")
 
 
 def check_generation(name: str, folder: Path) -> None:
@@ -171,20 +156,31 @@ def entry_of(name: str, plugins: Sequence[Path] = ()) -> ModelEntry | None:
     return load("models", plugins).values.get(name)
 
 
-def model_digest(name: str, plugins: Sequence[Path] = ()) -> str:
-    """Return a hash of a model's files; empty for a registered model whose files are not on this machine."""
+def model_digest(name: str, plugins: Sequence[Path] = (), *, weights: str = "pretrained") -> str:
+    """Return a hash of a model's files; empty for a registered one whose files are not on this machine, or not needed.
+
+    Raises:
+        InputError: as `resolve_model`, for what is not registered.
+    """
     entry = entry_of(name, plugins)
     if entry is not None and not Path(entry.source).is_dir():
-        return ""
-    return folder_digest(resolve_model(name, plugins).folder)
+        folder = None if weights == "random" else _fetched(entry)
+        return folder_digest(folder) if folder is not None else ""
+    return folder_digest(resolve_model(name, plugins, weights=weights).folder)
 
 
 def folder_digest(folder: Path) -> str:
-    """Return a short hash of a folder's file names, sizes, and the first and last mebibyte of each file."""
+    """Return a short hash of a folder's file names, sizes, and the first and last mebibyte of each file.
+
+    Hidden files, which downloads and version control leave behind, do not count.
+    """
     sha = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        within = path.relative_to(folder)
+        if any(part.startswith(".") for part in within.parts):
+            continue
         size = path.stat().st_size
-        sha.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        sha.update(f"{within.as_posix()}:{size};".encode())
         with path.open("rb") as file:
             sha.update(file.read(1 << 20))
             file.seek(max(0, size - (1 << 20)))
@@ -192,19 +188,58 @@ def folder_digest(folder: Path) -> str:
     return sha.hexdigest()[:10]
 
 
-def _cached(name: str, repository: str) -> Path:
-    if Path(repository).is_absolute():
-        raise InputError(
-            f"model {name!r} is not in {repository}: `python -m bench.embedded.make --out {Path(repository).parent}` "
-            "makes it"
-        )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+def _unregistered(name: str, plugins: Sequence[Path]) -> ModelSource:
+    """Return the pipeline in a folder, or of a hub id, as far as it is on this machine."""
+    folder, repository = Path(name), hub.hub_id(name)
+    if not folder.is_dir():
+        if folder.is_file():
+            raise InputError(f"model {name!r} is a file: give a pipeline's folder in diffusers' layout, or a hub id")
+        if repository is None:
+            hint = nearest(name, load("models", plugins).values)
+            raise InputError(f"unknown model {name!r}{hint}; or give a folder in diffusers' layout, or a hub id")
+        folder = _snapshot(name, repository)
+    return ModelSource(family=family_of(name, folder, plugins), folder=folder)
 
-    try:
-        return Path(snapshot_download(repository, local_files_only=True))
-    except LocalEntryNotFoundError as error:
-        raise InputError(
-            f"model {name!r} is not on this machine: `hf download {repository}` brings it "
-            "(accept its licence on the hub first), or give --model the folder it is in"
-        ) from error
+
+def _registered(name: str, entry: ModelEntry) -> Path:
+    """Return the folder of a registered model, as far as it is on this machine."""
+    if Path(entry.source).is_dir():
+        return Path(entry.source)
+    repository = hub.hub_id(entry.source)
+    if repository is None:
+        make = f"`python -m bench.embedded.make --out {Path(entry.source).parent}` makes it"
+        raise InputError(f"model {name!r} is not in {entry.source}: {make}")
+    return _snapshot(name, repository)
+
+
+def _fetched(entry: ModelEntry) -> Path | None:
+    """Return the folder of a registered model of the hub if it is on this machine, complete."""
+    repository = hub.hub_id(entry.source)
+    folder = None if repository is None else hub.snapshot(repository)
+    if folder is None or not (folder / "model_index.json").is_file():
+        return None
+    return None if any(flaws(folder, checked_index(entry.source, folder))) else folder
+
+
+def _snapshot(name: str, repository: hub.Repository) -> Path:
+    """Return the folder of a repository's revision in the hub's cache; its index at least is there."""
+    folder, others, fetches = (
+        hub.snapshot(repository),
+        hub.revisions_here(repository),
+        f"`bench prepare --model {name}`",
+    )
+    if folder is None and repository.revision and others:
+        here = f"not on this machine, where {', '.join(others)} are"
+        raise InputError(f"revision {repository.revision!r} of {repository.name} is {here}: {fetches} fetches it")
+    if folder is None:
+        other = "or give --model the folder it is in"
+        raise InputError(f"model {name!r} is not on this machine: {fetches} fetches it, {other}")
+    if not (folder / "model_index.json").is_file():
+        begun = f"model_index.json is missing{unfinished(folder)}"
+        raise InputError(f"model {name!r} is not complete: {begun}; {fetches} fetches the rest")
+    return folder
+
+
+def _remedy(name: str, source: ModelSource) -> str:
+    fetches = f"`bench prepare --model {name}` fetches the rest"
+    return fetches if source.revision else "fetch the whole repository again"

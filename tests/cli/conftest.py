@@ -41,6 +41,8 @@ class {0}(Dance):
     def plan(self, ctx): {1}
 ARMS = {{'{2}': {0}()}}
 """
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
+"""A safetensors file of none."""
 INDEX = {
     "_class_name": "FluxPipeline",
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
@@ -114,3 +116,6 @@ def write_models(folder: Path) -> None:
             (folder / name / part).mkdir()
             if name != "hollow":
                 (folder / name / part / "config.json").write_text(json.dumps(config))
+            if name != "hollow" and part != "scheduler":
+                weights = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+                (folder / name / part / f"{weights}.safetensors").write_bytes(NO_TENSORS)

@@ -204,11 +204,11 @@ PROMPTS = {
 MODELS = {
     "no-pipeline": ([*DANCE, *FOLDER, "--model", "@/no_pipeline"], ["no model_index.json", "diffusers' layout"]),
     "of-another-family": ([*DANCE, *FOLDER, "--model", "@/xl"], ["is a StableDiffusionXLPipeline", "FluxPipeline"]),
-    "incomplete": ([*DANCE, *FOLDER, "--model", "@/partial"], ["lacks vae", "fetch the whole"]),
-    "hollow": ([*DANCE, *FOLDER, "--model", "@/hollow"], ["lacks", "vae", "fetch the whole"]),
+    "incomplete": ([*DANCE, *FOLDER, "--model", "@/partial"], ["vae is missing", "fetch the whole"]),
+    "hollow": ([*DANCE, *FOLDER, "--model", "@/hollow"], ["vae is missing", "fetch the whole"]),
     "index-cut-short": ([*DANCE, *FOLDER, "--model", "@/truncated"], ["model_index.json", "fetch the whole"]),
     "index-a-list": ([*DANCE, *FOLDER, "--model", "@/listed"], ["model_index.json", "fetch the whole"]),
-    "no-folder": ([*DANCE, *FOLDER, "--model", "@/file"], ["unknown model", "diffusers' layout"]),
+    "no-folder": ([*DANCE, *FOLDER, "--model", "@/file"], ["is a file", "diffusers' layout"]),
     "no-rewards": ([*DANCE, "--model", "@/whole", "--prompts", "world"], ["name at least one", "--rewards soft"]),
     "resolution": (
         [*DANCE, *FOLDER, "--model", "@/whole", "--set", "resolution=36"],
@@ -228,7 +228,7 @@ MODELS = {
             "--iterations",
             "2",
         ],
-        ["'flux-dev' is not on this machine", "hf download black-forest-labs/FLUX.1-dev"],
+        ["'flux-dev' is not on this machine", "bench prepare --model flux-dev"],
     ),
     "out-is-a-file": ([*DANCE, *FOLDER, "--model", "@/whole", "--out", "@/file"], ["cannot be written", "--out"]),
     "out-is-below-a-file": ([*DANCE, *FOLDER, "--model", "@/whole", "--out", "@/file/runs"], ["cannot be", "--out"]),

@@ -1,0 +1,272 @@
+"""`bench prepare` lists, fetches and checks what a run needs from the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import hub_server
+import pytest
+from hub_server import HubServer
+from huggingface_hub import constants
+from skeleton import INDEX, write_skeleton
+
+from bench.models.catalog import MODELS
+from bench.models.source import CONFIGURATIONS, resolve_model
+from bench.prepare import spoken
+
+VAE = "vae/diffusion_pytorch_model.safetensors"
+MODEL = ["prepare", "--model", "someone/model"]
+SCORER = """
+from rewards.control import Random
+from bench.contract import HubFile
+class Judge(Random):
+    "A scorer with files."
+    files = (HubFile(repository="someone/judge", file="judge.pt", size={size}, licence="MIT", restrictions="research"),)
+REWARDS = {{"judge": Judge}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = write_skeleton(tmp_path / "repositories" / "model")
+    (made / "flux1-dev.safetensors").write_bytes(bytes(1000))
+    (made / "README.md").write_text("# model")
+    (made / "vae" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(bytes(10))
+    return made
+
+
+@pytest.fixture
+def hub(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setattr("time.sleep", lambda _: None)  # the client waits before it tries again
+    with HubServer.hosting() as server, server.pointed(tmp_path / "cache"):
+        server.add("someone/model", folder, license="other", license_name="some-licence")
+        yield server
+
+
+def test_a_dry_run_lists_files_sizes_and_the_licence_and_fetches_none(hub, call, tmp_path):
+    answer = call([*MODEL, "--dry-run"])
+
+    assert (answer.status, answer.err) == (1, "")
+    assert "licence: some-licence" in answer.out
+    size = (tmp_path / "repositories" / "model" / VAE).stat().st_size
+    assert [line.split() for line in answer.out.splitlines() if VAE in line] == [[str(size), "B", "to", "fetch", VAE]]
+    assert "flux1-dev" not in answer.out
+    assert "fp16" not in answer.out
+    assert answer.out.splitlines()[-1] == "something is missing"
+    assert hub.downloads == ["model_index.json"]
+    assert not any((tmp_path / "cache").rglob("models--*"))
+
+
+def test_what_a_pipeline_needs_is_fetched_and_nothing_else(hub, call, folder):
+    answer = call(MODEL)
+
+    assert (answer.status, answer.err) == (0, "")
+    commit = hub_server.commit_of(folder)
+    assert f"here, commit {commit}" in answer.out
+    assert not {"README.md", "flux1-dev.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"} & {*hub.downloads}
+    assert resolve_model("someone/model").revision == commit
+
+
+def test_what_is_here_is_not_asked_of_the_hub_again(hub, call):
+    call(MODEL)
+    hub.requests.clear()
+
+    assert call(MODEL).out.splitlines()[-1] == "everything is here"
+    assert call([*MODEL, "--dry-run"]).status == 0
+    assert hub.requests == []
+
+
+def test_a_download_that_is_cut_goes_on(hub, call):
+    hub.cuts[VAE] = 1
+    assert call(MODEL).status == 0
+    assert hub.downloads.count(VAE) == 2
+
+
+def test_after_a_download_that_broke_the_same_command_fetches_the_rest(hub, call):
+    hub.sizes[VAE] = 10**6  # what comes is shorter than what was said
+    answer = call(MODEL)
+    assert answer.status == 1
+    assert answer.err.startswith("bench: someone/model cannot be had: ")
+    assert "should be of size 1000000" in answer.err
+    assert "the same command goes on from here" in answer.err
+    assert answer.err.count("\n") == 1
+    assert answer.out.splitlines()[-1] == "something is missing"
+
+    hub.sizes.clear()
+    (listing,) = Path(constants.HF_HUB_CACHE).rglob("trees/*.json")
+    listing.unlink()  # a commit's sizes do not change on a real hub
+    hub.downloads.clear()
+    assert call(MODEL).status == 0
+    assert set(hub.downloads) == {VAE}
+
+
+def test_a_file_that_was_cut_short_in_the_cache_is_fetched_anew(hub, call):
+    call(MODEL)
+    blob = (resolve_model("someone/model").folder / VAE).resolve()
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[:50])
+    hub.downloads.clear()
+
+    assert call(MODEL).status == 0
+    assert hub.downloads == ["model_index.json", VAE]
+    assert (resolve_model("someone/model").folder / VAE).read_bytes() == whole
+
+
+@pytest.mark.parametrize("token", [None, hub_server.STRANGER])
+def test_a_gated_repository_names_its_licence_and_the_login(call, tmp_path, token):
+    with HubServer.hosting() as server, server.pointed(tmp_path / "other", token=token):
+        index = json.loads((CONFIGURATIONS / "flux-dev" / "model_index.json").read_text())
+        folder = write_skeleton(tmp_path / "repositories" / "flux", index)
+        server.add("black-forest-labs/FLUX.1-dev", folder, gated=True)
+        listed = call(["prepare", "--model", "flux-dev", "--dry-run"])
+        answer = call(["prepare", "--model", "flux-dev"])
+    assert listed.status == answer.status == 1
+    assert listed.err == ""
+    assert VAE in listed.out
+    assert "licence: FLUX.1 [dev] non-commercial; gated: accept the licence first; no commercial use" in listed.out
+    assert "accept its licence on https://huggingface.co/black-forest-labs/FLUX.1-dev" in answer.err
+    assert "`hf auth login`" in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_with_access_a_gated_repository_is_fetched(hub, call, folder, monkeypatch):
+    hub.add("someone/gated", folder, gated=True)
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    answer = call(["prepare", "--model", "someone/gated"])
+    assert answer.status == 0
+    assert "gated" in answer.out.splitlines()[1]
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.size])
+def test_offline_a_registered_model_is_listed_from_what_is_known(hub, call, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    answer = call(["prepare", "--model", name, "--dry-run"])
+    assert answer.status == 1
+    assert f"licence: {MODELS[name].licence}" in answer.out
+    assert f"about {spoken(MODELS[name].size)}, as far as is known without the hub" in answer.out
+    assert "HF_HUB_OFFLINE is set" in answer.err
+    assert hub.requests == []
+
+
+def test_without_a_hub_what_cannot_be_reached_is_said(hub, call, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    answer = call(MODEL)
+    assert answer.status == 1
+    assert "ConnectError" in answer.err
+    assert answer.err.count("\n") == 1
+
+
+def test_a_revision_that_does_not_exist_is_told_with_those_that_do(hub, call, folder, tmp_path):
+    other = write_skeleton(tmp_path / "repositories" / "next", sharded=False)
+    hub.add("someone/model", folder, branches={"next": other})
+    answer = call(["prepare", "--model", "someone/model@v9"])
+    assert (answer.status, answer.err) == (2, "bench: someone/model has no revision 'v9'; it has main, next\n")
+    assert call(["prepare", "--model", "someone/model@next"]).status == 0
+    assert resolve_model("someone/model@next").revision == hub_server.commit_of(other)
+
+
+def test_a_repository_that_does_not_exist_is_wrong_input(hub, call):
+    answer = call(["prepare", "--model", "someone/else"])
+    assert answer.status == 2
+    assert "the hub has no model someone/else" in answer.err
+
+
+def test_a_repository_of_another_family_is_refused_after_its_index_alone(hub, call, tmp_path):
+    xl = write_skeleton(tmp_path / "repositories" / "xl", INDEX | {"_class_name": "StableDiffusionXLPipeline"})
+    hub.add("someone/xl", xl)
+    answer = call(["prepare", "--model", "someone/xl"])
+    assert answer.status == 2
+    assert "is a StableDiffusionXLPipeline" in answer.err
+    assert hub.downloads == ["model_index.json"]
+
+
+def test_weights_that_are_no_safetensors_are_refused(hub, call, folder):
+    (folder / VAE).rename(folder / "vae" / "diffusion_pytorch_model.bin")
+    answer = call(MODEL)
+    assert answer.status == 2
+    assert "someone/model has no safetensors of vae" in answer.err
+
+
+def test_the_embedded_model_needs_nothing(hub, call):
+    answer = call(["prepare", "--model", "tiny-flux"])
+    assert (answer.status, answer.out) == (0, "everything is here\n")
+    assert hub.requests == []
+
+
+def test_nothing_named_is_wrong_input(call):
+    assert "--model, --rewards or --prompts" in call(["prepare"]).err
+    assert call(["prepare", "--model", "flux-dve"]).status == 2
+    assert "did you mean" in call(["prepare", "--rewards", "sofd"]).err
+
+
+@pytest.fixture
+def judge(tmp_path: Path, hub: HubServer) -> Path:
+    made = tmp_path / "repositories" / "judge"
+    made.mkdir()
+    (made / "judge.pt").write_bytes(bytes(34))
+    (made / "other.pt").write_bytes(bytes(34))
+    hub.add("someone/judge", made)
+    plugin = tmp_path / "judge.py"
+    plugin.write_text(SCORER.format(size=34))
+    return plugin
+
+
+def test_a_scorers_files_are_fetched_with_their_licence_said(hub, call, judge):
+    words = ["prepare", "--rewards", "random,judge", "--plugin", str(judge)]
+    listed = call([*words, "--dry-run"])
+    assert listed.status == 1
+    assert "licence: MIT; research" in listed.out
+    assert hub.downloads == []
+    assert call(words).status == 0
+    assert hub.downloads == ["judge.pt"]
+    assert call([*words, "--dry-run"]).status == 0
+
+
+def test_a_scorers_file_of_another_size_is_of_another_revision(call, judge):
+    judge.write_text(SCORER.format(size=35))
+    answer = call(["prepare", "--rewards", "judge", "--plugin", str(judge)])
+    assert answer.status == 2
+    assert "judge.pt of someone/judge has 34 bytes, and reward judge knows one of 35" in answer.err
+
+
+def test_a_run_whose_scorer_lacks_a_file_stops_before_work(call, judge, tmp_path):
+    words = ["--algos", "dance", "--preset", "smoke", "--rewards", "judge", "--plugin", str(judge)]
+    answer = call(["run", *words])
+    assert answer.status == 2
+    assert "reward 'judge' reads judge.pt of someone/judge, which is not on this machine" in answer.err
+    assert "`bench prepare --rewards judge`" in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_of_the_hub_are_fetched_and_read(hub, call, tmp_path, monkeypatch):
+    made = tmp_path / "repositories" / "prompts"
+    made.mkdir()
+    for split in ("train", "test"):
+        rows = [json.dumps({"prompt": f"{split} picture {n}"}) for n in range(60)]
+        (made / f"{split}.jsonl").write_text("\n".join(rows))
+    (made / "pictures.zip").write_bytes(bytes(10))
+    hub.add("someone/prompts", made, kind="datasets", license="mit")
+    words = ["prepare", "--prompts", "hub:someone/prompts"]
+
+    listed = call([*words, "--dry-run"])
+    assert (listed.status, hub.downloads) == (1, [])
+    assert "test.jsonl" in listed.out
+    assert "pictures" not in listed.out
+    assert "licence: mit" in listed.out
+    assert call(words).status == 0
+    assert sorted(hub.downloads) == ["test.jsonl", "train.jsonl"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert call(words).status == 0
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.size])
+def test_a_model_that_is_not_here_runs_dry_with_random_weights(call, files, hub, name):
+    words = ["run", "--algos", "dance", "--model", name, "--set", "model.weights=random", "--rewards", "random"]
+    if MODELS[name].frames > 1:
+        pytest.skip("there is no scorer of videos yet")
+    answer = call([*words, "--prompts", str(files / "prompts.txt"), "--dry-run"])
+    assert (answer.status, answer.err) == (0, "")
+    assert hub.requests == []
+    assert (CONFIGURATIONS / name).is_dir()
