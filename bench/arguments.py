@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from bench.config import Shared, check_layers, check_processes, make_cell, resolve
-from bench.data import WORLDS, load_prompts
+from bench.data import WORLDS, Prompts, load_prompts
 from bench.datasets import pinned
 from bench.environment import torchrun
 from bench.models.catalog import ModelEntry
@@ -262,12 +262,8 @@ def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> 
     check_media(source.family.media, scorers)
     name = pinned(shared.prompts)
     prompts = load_prompts(name)
-    without = [p for p in (*prompts.train, *prompts.tune, *prompts.heldout) if p not in prompts.images]
-    if source.family.first_frame and without:
-        raise InputError(
-            f"model {shared.model!r} makes videos of a first frame: --prompts needs a column `image`, a file in every "
-            f"row; {len(without)} prompts have none"
-        )
+    if source.family.first_frame:
+        check_first_frames(shared.model, prompts)
     return dataclasses.replace(
         shared,
         model_digest=contents,
@@ -285,6 +281,16 @@ def check_media(media: str, scorers: Mapping[str, Any]) -> None:
             fitting = [name for name, scorer in load("rewards").values.items() if scorer.info.media == media]
             known = f"; scorers of {media}s: {', '.join(fitting)}" if fitting else ""
             raise InputError(f"{name!r} scores {scorer.info.media}s, and the model makes {media}s{known}")
+
+
+def check_first_frames(model: str, prompts: Prompts) -> None:
+    """Raise InputError unless every prompt has an image."""
+    without = [p for p in (*prompts.train, *prompts.tune, *prompts.heldout) if p not in prompts.images]
+    if without:
+        raise InputError(
+            f"model {model!r} makes videos of a first frame: --prompts needs a column `image`, with a file for every "
+            f"prompt; {len(without)} have none"
+        )
 
 
 def all_arms(algorithms: Registry) -> list[ArmSpec]:

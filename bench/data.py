@@ -93,12 +93,11 @@ def _loaded(source: str, files: Files, stamps: tuple[tuple[int, int], ...]) -> P
         [(file.path.parent, read(file.path, file.name)) for file in part] for part in (files.train, files.test)
     )
     everything = [text for _, rows in (*train, *test) for text in rows.texts]
+    images = _images([*train, *test]) or NO_IMAGES
     sets = split(_distinct(train), _distinct(test) if files.test else None)
     if not all(sets):
         raise InputError(f"prompts={source!r}: {_too_few(sets, files)}")
-    return _counted(
-        *sets, read=len(everything), empty=everything.count(""), images=_images([*train, *test]) or NO_IMAGES
-    )
+    return _counted(*sets, read=len(everything), empty=everything.count(""), images=images)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -67,7 +67,7 @@ def located(source: str) -> Files:
     path, name = Path(source), f"prompts={source!r}"
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir() if file.is_file())
-        return _files(chosen([n for n in names if _is_set(n)], name, name), path, name)
+        return _files(chosen([n for n in names if _is_set(n)], name, f"{path}/FILE"), path, name)
     if not path.is_file():
         raise InputError(
             f"{name}: no such file; give a text file with one prompt a line, .jsonl, .json, .csv, .parquet, "

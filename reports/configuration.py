@@ -53,8 +53,8 @@ def prompt_lines(record: SuiteRecord) -> list[str]:
     sources = (*record.bases.values(), *(cell.result for cell in record.cells if cell.result is not None))
     found = [source["prompt_counts"] for source in sources if "prompt_counts" in source]
     lines = [
-        f"Prompts: {n['read']} read, {n['empty']} empty, {n['duplicates']} duplicates; {n['train']} to train on, "
-        f"{n['tune']} to tune by, {n['heldout']} held out."
+        f"Prompts: {n['read']} read, {n['empty']} empty, {n['duplicates']} duplicate{'s' * (n['duplicates'] != 1)}; "
+        f"{n['train']} to train on, {n['tune']} to tune by, {n['heldout']} held out."
         for n in found
     ]
     return list(dict.fromkeys(lines))

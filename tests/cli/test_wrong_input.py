@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from bench.arguments import make_suite, run_parser
+from bench.models.catalog import FAMILIES
 from bench.models.catalog import MODELS as MODELS_OF_CATALOG
 from bench.suite import write
 
@@ -197,7 +199,17 @@ PROMPTS = {
     "absent": ([*DANCE, "--prompts", "absent.txt"], ["'absent.txt': no such file", "one prompt a line"]),
     "empty": ([*DANCE, "--prompts", "@/empty.txt"], ["0 distinct prompts are too few", "give 40 or more"]),
     "few": ([*DANCE, "--prompts", "@/few.txt"], ["3 distinct prompts are too few", "give 40 or more"]),
-    "not-utf-8": ([*DANCE, "--prompts", "@/latin.txt"], ["not UTF-8 text", "byte 3"]),
+    "one": ([*DANCE, "--prompts", "@/one.txt"], ["1 distinct prompt is too few", "give 40 or more"]),
+    "not-utf-8": ([*DANCE, "--prompts", "@/latin.txt"], ["not UTF-8 text", "byte 3, line 1"]),
+    "nul": ([*DANCE, "--prompts", "@/nul.txt"], ["nul.txt", "line 2 holds a NUL character"]),
+    "number": ([*DANCE, "--prompts", "@/number.jsonl"], ["number.jsonl', line 2", "a number, 7; text is wanted"]),
+    "no-column": ([*DANCE, "--prompts", "@/no_column.csv"], ["no column prompt, caption or text", "'id', 'Prompt'"]),
+    "nested": ([*DANCE, "--prompts", "@/nested.json"], ["nested.json' holds an object", "a list of prompts"]),
+    "no-parquet": ([*DANCE, "--prompts", "@/no.parquet"], ["no.parquet' is damaged, or no parquet"]),
+    "no-frame": ([*DANCE, "--prompts", "@/frames.csv"], ["frames.csv', line 2: the image 'gone.png' is not there"]),
+    "no-set": ([*DANCE, "--prompts", "@"], ["several files that may be meant", "/FILE: "]),
+    "no-hub-name": ([*DANCE, "--prompts", "hub:HPDv2"], ["hub:OWNER/NAME", "hub:ymhao/HPDv2"]),
+    "hub-without-hub": ([*DANCE, "--prompts", "ymhao/HPDv2"], ["no such file", "hub:OWNER/NAME"]),
     "none": (["--algos", "dance", "--model", "@/whole", "--rewards", "soft"], ["no prompts of its own", "--prompts"]),
 }
 
@@ -288,6 +300,20 @@ def test_what_torchrun_started_wrongly_is_told_once(words, count, says, call, mo
 def test_a_tracker_that_is_not_installed_names_what_brings_it(call, monkeypatch):
     monkeypatch.setattr("bench.arguments.find_spec", lambda _: None)
     assert "pip install 'arbor-bench[trackers]'" in call([*DANCE, "--track", "wandb"]).err
+
+
+def test_a_model_that_starts_from_an_image_needs_one_of_every_prompt(call, files, tmp_path, monkeypatch):
+    animated = dataclasses.replace(FAMILIES["FluxPipeline"], first_frame=True)
+    monkeypatch.setattr("bench.models.catalog.FAMILIES", {"FluxPipeline": animated})
+    Image.new("RGB", (4, 4)).save(tmp_path / "frame.png")
+    words = [*DANCE, *FOLDER, "--model", str(files / "whole"), "--dry-run", "--prompts", str(tmp_path / "frames.csv")]
+
+    for without, status in ((3, 2), (0, 0)):
+        rows = [f"a picture of {n} cats,{'frame.png' if n >= without else ''}\n" for n in range(60)]
+        (tmp_path / "frames.csv").write_text("prompt,image\n" + "".join(rows))
+        answer = call(words)
+        assert answer.status == status, answer.err
+        assert ("needs a column `image`, with a file for every prompt; 3 have none" in answer.err) is bool(without)
 
 
 def test_a_closed_suite_refuses_a_second_shared_configuration(call, tmp_path):

@@ -1,11 +1,21 @@
 import csv
 import io
+import json
 
-from synthetic_suite import BRANCH, DANCE, MIX, SHARED, write_cell, write_suite
+import pytest
+from synthetic_suite import BASE, BRANCH, DANCE, MIX, SHARED, write_cell, write_suite
 
-from bench.record import read_suite
+from bench.record import read_suite, write_json
 from reports.arms import arms
-from reports.configuration import cards, difference_csv, difference_grid, difference_markdown, environment_grid
+from reports.build import build
+from reports.configuration import (
+    cards,
+    difference_csv,
+    difference_grid,
+    difference_markdown,
+    environment_grid,
+    prompt_lines,
+)
 
 
 def two_arms(tmp_path):
@@ -75,3 +85,17 @@ def test_a_key_that_has_no_meaning_for_an_arm_is_no_difference(tmp_path):
     write_cell(suite, "dance", 0, shared=shared)
     write_cell(suite, "branch", 0, algo="branch", algorithm=BRANCH, shared=shared)
     assert texts(difference_grid(arms(read_suite(suite)))) == []
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_was_read_of_the_prompts_is_on_the_page_where_records_have_it(counted, tmp_path):
+    suite = write_suite(tmp_path / "demo")
+    write_cell(suite, "dance", 0)
+    path = suite / BASE / "result.json"
+    counts = {"read": 21, "empty": 2, "duplicates": 1, "train": 7, "tune": 5, "heldout": 6}
+    if counted:
+        write_json(path, json.loads(path.read_text()) | {"prompt_counts": counts})
+    said = "Prompts: 21 read, 2 empty, 1 duplicate; 7 to train on, 5 to tune by, 6 held out."
+
+    assert prompt_lines(read_suite(suite)) == [said] * counted
+    assert (said in build(suite, tmp_path / "reports").page.read_text()) is counted
