@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,17 @@ def cpu_name() -> str:
         return platform.processor()
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def gpu_bytes() -> int | None:
+    """Return the memory of this machine's smallest NVIDIA GPU, as its driver tells; None where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    run = subprocess.run(asked, capture_output=True, text=True, check=False)
+    mebibytes = [int(line) for line in run.stdout.split() if line.isdigit()]
+    return min(mebibytes) * 2**20 if run.returncode == 0 and mebibytes else None
 
 
 def _commit() -> str:

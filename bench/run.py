@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from bench import prepare, scaffold
+from bench import memory, prepare, scaffold
 from bench import suite as grid
 from bench.arguments import (
     check_means,
@@ -23,12 +23,16 @@ from bench.arguments import (
     run_parser,
     trackers,
 )
-from bench.environment import torchrun
+from bench.config import Shared
+from bench.contract import POLICIES
+from bench.environment import gpu_bytes, torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.lock import locked
 from bench.models import tiny
 from bench.models.hub import MissingError
-from bench.models.source import resolve_model
+from bench.models.sizes import sizes_of
+from bench.models.source import described, entry_of, resolve_model
+from bench.parse import replaced
 from bench.presets import PRESETS
 from bench.preview import dry_run, spoken
 from bench.registry import InputError, load, nearest
@@ -76,11 +80,16 @@ def run(words: Sequence[str]) -> int:
     check_means(args, suite)
     preview = dry_run(suite.cells, args.out if args.dry_run else None)
     check_closed(suite.folder, suite.shared, open_suite=args.open)
+    estimated = estimate_of(suite, args)
     if args.dry_run:
+        preview |= {"memory": dict(estimated.phases)} if estimated else {}
         missing = f"suite {suite.folder}, preset {suite.preset}: {len(suite.missing())} cells to run"
         print(json.dumps(preview, indent=1) if args.json else f"{missing}\n{spoken(preview)}")
+        if estimated and not args.json:
+            print(f"\nmemory: {memory.spoken(estimated)}")
         return 0
     check_here(suite, args.plugin)
+    warn_of_memory(suite, args, estimated)
     if torchrun()[1] > 1:
         return together(suite, args, preview["alike"])
     create(suite, open_suite=args.open)
@@ -92,6 +101,29 @@ def run(words: Sequence[str]) -> int:
         workers = grid.start(suite, host, args.device, trackers(args))
         display.watching(suite, Console(), lambda watch: grid.finish(workers, watch))
     return concluded(suite)
+
+
+def estimate_of(suite: Suite, args: argparse.Namespace) -> memory.Memory | None:
+    """Return how much memory a process will take; None for embedded models, which fit anywhere, and unknown sizes."""
+    shared = suite.shared
+    entry, source = entry_of(shared.model, args.plugin), described(shared.model, args.plugin)
+    if entry is not None and Path(entry.source).is_dir():
+        return None
+    sizes = sizes_of(source.folder)
+    if sizes is None:
+        return None
+    copies = max(len(cell.algorithm.needs & POLICIES) for cell in suite.cells)
+    processes, parallel = torchrun()[1], args.parallel or "ddp"
+    return memory.estimate(sizes, source.family, shared, policies=copies, processes=processes, parallel=parallel)
+
+
+def warn_of_memory(suite: Suite, args: argparse.Namespace, estimated: memory.Memory | None) -> None:
+    """Say, once, that a run may not fit this machine's GPUs, and what makes it smaller."""
+    there = gpu_bytes() if estimated and args.device != "cpu" and torchrun()[0] == 0 else None
+    if estimated and there and estimated.peak > there:
+        left = memory.remedies(suite.shared, torchrun()[1], args.parallel or "ddp")
+        needs = f"about {memory.gigabytes(estimated.peak)} GB a GPU, estimated, and this machine's smallest has"
+        print(f"bench: the run takes {needs} {memory.gigabytes(float(there))}; smaller: {left}", file=sys.stderr)
 
 
 def check_here(suite: Suite, plugins: Sequence[Path]) -> None:
@@ -229,8 +261,27 @@ def fetch(words: Sequence[str]) -> int:
         except MissingError as error:
             print(f"bench: {error}", file=sys.stderr)
             missing = True
+    for line in memory_lines(args.model, args.plugin) if args.model else ():
+        print(line)
     print("something is missing" if missing else "everything is here")
     return 1 if missing else 0
+
+
+def memory_lines(model: str, plugins: Sequence[Path]) -> list[str]:
+    """Return what training a registered model takes of a GPU's memory, as it is registered and in full."""
+    entry = entry_of(model, plugins)
+    sizes = None if entry is None or Path(entry.source).is_dir() else sizes_of(described(model, plugins).folder)
+    if entry is None or sizes is None:
+        return []
+    size = {key: getattr(entry, key) for key in ("resolution", "frames", "guidance")}
+    adapters = replaced(Shared(), {**PRESETS["lora"].shared, **size, **entry.means}, model)
+    everything = replace(adapters, lora_rank=0, lora_alpha=None)
+    family, lines = load("families", plugins).get(entry.family), []
+    for what, shared in ((f"adapters of rank {adapters.lora_rank}", adapters), ("all weights", everything)):
+        one = memory.estimate(sizes, family, shared)
+        eight = memory.estimate(sizes, family, shared, processes=8, parallel="fsdp2")
+        lines.append(f"memory, training {what}: {memory.spoken(one)}; with fsdp2 on 8: {memory.spoken(eight)}")
+    return lines
 
 
 def check(words: Sequence[str]) -> int:

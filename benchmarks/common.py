@@ -84,6 +84,8 @@ class Cost:
     """By phase, and `total`."""
     peak: Mapping[str, int]
     """Bytes by phase, above what was taken before the first iteration."""
+    floor: int
+    """Bytes that were taken then."""
     calls: Mapping[str, int]
 
 
@@ -112,7 +114,19 @@ def iterated(made: Parts, args: argparse.Namespace) -> Cost:
         seconds.append(row["seconds"] | {"total": now() - start})
         peaks.append({name: bytes_ - floor for name, bytes_ in clock.peaks.items()})
         calls.append(row["calls"])
-    return Cost(seconds=medians(seconds[1:]), peak=medians(peaks[1:]), calls=medians(calls[1:]))
+    return Cost(seconds=medians(seconds[1:]), peak=medians(peaks[1:]), floor=floor, calls=medians(calls[1:]))
+
+
+def forward_flops(made: Parts) -> float:
+    """Return the operations of a forward of one row."""
+    import torch
+
+    from bench.cost import flops_per_call
+    from bench.data import of_iteration
+
+    # Only prompts that iterations see are encoded.
+    first, *_ = of_iteration(made.prompts, made.cell.seed, 0, made.cell.shared.prompts_per_iteration)
+    return flops_per_call(made.policy, made.condition.rows(torch.tensor([first])))
 
 
 def medians(rows: Any) -> dict[str, Any]:

@@ -12,9 +12,7 @@ import statistics
 from collections.abc import Callable, Mapping
 
 import torch
-from common import Cost, alone, clock_of, heading, iterated, parser, parts
-
-from bench.cost import flops_per_call
+from common import Cost, alone, clock_of, forward_flops, heading, iterated, parser, parts
 
 
 def rate(size: int, dtype: torch.dtype, device: str, repeats: int, now: Callable[[], float]) -> float:
@@ -48,7 +46,7 @@ def rates(args: argparse.Namespace) -> dict[str, float]:
 def measured(args: argparse.Namespace, arm: str) -> tuple[float, Cost]:
     """Return the operations of a forward of one row, and what an iteration costs."""
     made = parts(args, arm, {"precision": args.precision})
-    return flops_per_call(made.policy, made.condition), iterated(made, args)
+    return forward_flops(made), iterated(made, args)
 
 
 def forwards(calls: Mapping[str, int]) -> dict[str, int]:

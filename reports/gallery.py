@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.record import BaseResult, CellRecord, SuiteRecord
 from reports.arms import Arm
@@ -15,6 +16,8 @@ PROMPTS = 8
 """Most prompts of a gallery."""
 SIDE = 256
 """Pixels beyond which an image is made smaller, so that the page stays one file that a browser opens."""
+FRAME = 100
+"""Milliseconds that a frame is shown of an animation that does not say it."""
 
 Images = Mapping[int, Path]
 """Number of the prompt -> its image."""
@@ -154,12 +157,28 @@ def inlined(path: Path) -> Inlined:
             side = max(image.size)
             if side <= SIDE:
                 return Inlined(uri=_uri(path.read_bytes(), "png"), side=side, shrunk=False)
-            image.thumbnail((SIDE, SIDE))
-            out = io.BytesIO()
-            image.convert("RGB").save(out, "JPEG", quality=88)
+            data, kind = _smaller(image)
     except OSError as error:
         raise ValueError(f"{path} is no image; delete it and report again") from error
-    return Inlined(uri=_uri(out.getvalue(), "jpeg"), side=SIDE, shrunk=True)
+    return Inlined(uri=_uri(data, kind), side=SIDE, shrunk=True)
+
+
+def _smaller(image: Any) -> tuple[bytes, str]:
+    """Return an image made smaller, and of what kind: a video's stays an animation."""
+    from PIL import ImageSequence
+
+    out, frames = io.BytesIO(), []
+    for one in ImageSequence.Iterator(image):
+        small = one.convert("RGB")
+        small.thumbnail((SIDE, SIDE))
+        frames.append(small)
+    first, *others = frames
+    if not others:
+        first.save(out, "JPEG", quality=88)
+        return out.getvalue(), "jpeg"
+    shown = {"duration": int(image.info.get("duration", FRAME)), "loop": 0}
+    first.save(out, "WEBP", save_all=True, append_images=others, quality=80, **shown)
+    return out.getvalue(), "webp"
 
 
 def _uri(data: bytes, kind: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -80,6 +81,7 @@ class HubServer:
         """Let huggingface_hub in this process talk to this hub, and keep what it gets in `cache`."""
         from huggingface_hub import constants
 
+        bars = import_module("huggingface_hub.utils.tqdm")  # reads its constant once, as it is imported
         values = {
             "ENDPOINT": self.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -93,6 +95,7 @@ class HubServer:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in values.items():
                 patch.setattr(constants, name, value)
+            patch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", True)
             for name, value in self.environment(cache, HF_HUB_OFFLINE=str(int(offline))).items():
                 patch.setenv(name, value)
             patch.delenv("HF_TOKEN", raising=False)

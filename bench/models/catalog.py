@@ -97,7 +97,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             means=_GPU,
             licence="FLUX.1 [dev] non-commercial",
             restrictions="gated: accept the licence first; no commercial use",
-            size=33_740_000_000,
+            size=33_750_000_000,
         ),
         "flux-schnell": ModelEntry(
             family="FluxPipeline",
@@ -109,7 +109,7 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             prompts="a set of prompts",
             means=_GPU,
             licence="Apache 2.0",
-            size=33_720_000_000,
+            size=33_730_000_000,
         ),
         "sd3.5-medium": ModelEntry(
             family="StableDiffusion3Pipeline",

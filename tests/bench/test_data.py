@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
 
-from bench.data import load_prompts, of_iteration
+from bench.data import load_prompts, of_iteration, split
 from bench.noise import keyed
 from bench.registry import InputError
 
@@ -140,9 +140,19 @@ def test_lines_of_a_prompt_are_told_from_prompts(tmp_path):
 
     assert "a cat\nand a dog" in (*one.train, *one.tune, *one.heldout)
     assert one.digest == same.digest
-    apart = load_prompts(str(table(tmp_path / "apart", [*CATS[:-1], f"{CATS[-1]}\na dog", "a cat"])))
-    other = load_prompts(str(table(tmp_path / "other", [*CATS, "a dog\na cat"])))
-    assert apart.digest != other.digest
+
+
+def test_two_prompts_have_another_digest_than_one_of_their_lines(tmp_path):
+    sets = split([*CATS, *(f"{first}\n{second}" for first in CATS for second in CATS)], None)
+    train = [prompt for prompt in sets[0] if "\n" not in prompt]
+    one = next(p for p in sets[0] if "\n" in p and set(p.split("\n")) <= set(train) and len(set(p.split("\n"))) == 2)
+    two = one.split("\n")
+    rest = [prompt for prompt in CATS if prompt not in two]
+    apart = load_prompts(str(table(tmp_path / "apart", [*two, *rest])))
+    joined = load_prompts(str(table(tmp_path / "joined", [one, *rest])))
+
+    assert "\n".join(apart.train) == "\n".join(joined.train)
+    assert apart.digest != joined.digest
 
 
 @pytest.mark.parametrize(("count", "said"), [(0, "0 distinct prompts are"), (1, "1 distinct prompt is")])

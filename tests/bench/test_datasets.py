@@ -45,6 +45,7 @@ def test_splits_are_told_by_words_in_names(names, train, test):
 def test_words_inside_words_name_no_split():
     assert [split_of(n) for n in ("trainer.json", "latest.csv", "pretrain.csv", "train2.csv")] == [None] * 4
     assert [split_of(n) for n in ("TRAIN.csv", "my train.csv", "x-test.csv")] == ["train", "train", "test"]
+    assert [split_of(n) for n in ("test/train.json", "train/test/0000.csv")] == ["train", "test"]
 
 
 @pytest.mark.parametrize(

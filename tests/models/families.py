@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.models.catalog import FAMILIES
-from bench.models.tiny import T5_LENGTH
+from bench.models.tiny import T5_LENGTH, WAN_LENGTH
 from bench.noise import Noise
 from bench.plan import Plan, branching
 from bench.policy import Build, Condition, Policy, encoded
@@ -75,6 +75,11 @@ def sd3_told(pipe: Any, prompt: str) -> tuple[Tensor, ...]:
     return pooled[0], tokens[0]
 
 
+def wan_told(pipe: Any, prompt: str) -> tuple[Tensor, ...]:
+    tokens, _ = pipe.encode_prompt([prompt], do_classifier_free_guidance=False, max_sequence_length=WAN_LENGTH)
+    return (tokens[0],)
+
+
 CASES = {
     "flux": Case(
         fixture="random_flux",
@@ -92,6 +97,15 @@ CASES = {
         call={"max_sequence_length": T5_LENGTH},
         grids={"double-shift": {}, "plain": {"sigmas": PLAIN}},
         lora=r"\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)$",
+    ),
+    "wan": Case(
+        fixture="random_wan",
+        pipeline="WanPipeline",
+        guidance=5.0,
+        frames=5,
+        told=wan_told,
+        grids={"double-shift": {}},
+        lora=r"\.attn[12]\.(to_[qkv]|to_out\.0)$",
     ),
 }
 GUIDED = [name for name in CASES if name != "flux"]

@@ -13,7 +13,7 @@ from models.families import CASES, GUIDED, HEIGHT, PROMPTS, WIDTH, Case, ode, po
 from torch import Tensor
 
 from bench import record, run
-from bench import suite as grid
+from bench import suite as suites
 from bench.lora import add_lora
 from bench.models.source import check_size, resolve_model
 from bench.noise import Noise
@@ -80,18 +80,17 @@ def test_the_velocity_is_what_the_pipeline_steps_with(family: Family, policy, pi
         torch.testing.assert_close(velocity, step.velocity, atol=close, rtol=close)
 
 
-@pytest.mark.parametrize("grid", ["plain", "double-shift"])
-def test_an_ode_plan_samples_the_pipelines_images(family: Family, policy, pipe, grid: str):
-    case, plan = family[0], ode(grid)
-    if grid not in case.grids:
-        pytest.skip("no pipeline of this family samples on that grid")
-    stock = sampled_by(pipe, case, plan, policy.latent_shape, **case.grids[grid])
-    sampled = rollout(policy, plan, encoded(policy, PROMPTS), Noise(seed=0, iteration=0), chunk=2)
+def test_an_ode_plan_samples_the_pipelines_images_on_every_grid_it_takes(family: Family, policy, pipe):
+    case, noise, condition = family[0], Noise(seed=0, iteration=0), encoded(policy, PROMPTS)
+    for grid, call in case.grids.items():
+        plan = ode(grid)
+        stock = sampled_by(pipe, case, plan, policy.latent_shape, **call)
+        sampled = rollout(policy, plan, condition, noise, chunk=2)
 
-    assert [float(step.sigma) for step in stock.steps] == pytest.approx(plan.sigmas[:-1].tolist(), abs=1e-6)
-    torch.testing.assert_close(policy.decode(sampled.x0), stock.images, atol=1e-5, rtol=1e-5)
-    assert stock.images.shape[-2:] == (HEIGHT, WIDTH)
-    assert stock.images.std() > 0.01
+        assert [float(step.sigma) for step in stock.steps] == pytest.approx(plan.sigmas[:-1].tolist(), abs=1e-6)
+        torch.testing.assert_close(policy.decode(sampled.x0), stock.images, atol=1e-5, rtol=1e-5)
+        assert stock.images.shape[-2:] == (HEIGHT, WIDTH)
+        assert stock.images.std() > 0.01
 
 
 @torch.no_grad()
@@ -240,7 +239,7 @@ def test_bf16_computes_nearly_the_same_and_keeps_adapters_in_fp32(family: Family
 @pytest.mark.parametrize(("height", "width"), [(30, 32), (32, 36), (4, 32)])
 def test_a_size_that_cuts_a_token_is_refused(family: Family, height: int, width: int):
     case, folder = family
-    with pytest.raises(InputError, match=f"^resolution={height}, width={width}: .*multiples of 8$") as refused:
+    with pytest.raises(InputError, match=rf"^resolution=\[{height}, {width}\]: .*multiples of 8$") as refused:
         check_size(resolve_model(str(folder)), height, width, case.frames)
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match=f"{height} x {width} pixels: sides are multiples of 8"):
@@ -248,9 +247,24 @@ def test_a_size_that_cuts_a_token_is_refused(family: Family, height: int, width:
 
 
 ARMS = ("dance", "mix", "branch")
+REDNESS = """
+from bench.contract import RewardInfo
+
+
+class Redness:
+    info = RewardInfo(
+        unit="none", low=0.0, high=1.0, higher_is_better=True, revision="1", reference="a test", media="video"
+    )
+
+    def __call__(self, images, prompts, group):
+        return images[:, :, 0].mean((1, 2, 3)).double().cpu().numpy()
+
+
+REWARDS = {"redness": Redness}
+"""
+"""A scorer of videos."""
 SETTINGS = {
-    "resolution": HEIGHT,
-    "width": WIDTH,
+    "resolution": f"[{HEIGHT},{WIDTH}]",
     "steps": 4,
     "group_size": 4,
     "prompts_per_iteration": 2,
@@ -272,6 +286,7 @@ def bench(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     monkeypatch.chdir(tmp_path)
     prompts = [*HARD.values(), *(f"{at} red circles" for at in range(60))]
     Path("prompts.txt").write_text("\n".join(prompt.replace("\n", " ") for prompt in prompts), encoding="utf-8")
+    Path("redness.py").write_text(REDNESS)
     made = []
 
     def started(suite: Suite, *_: Any) -> list[Any]:
@@ -279,13 +294,14 @@ def bench(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
         work(Worker(suite=suite.folder, device=torch.device("cpu")), [cell.folder for cell in suite.cells])
         return []
 
-    monkeypatch.setattr(grid, "start", started)
+    monkeypatch.setattr(suites, "start", started)
 
     def called(algos: str, **changes: Any) -> Suite:
         keys = SETTINGS | {"guidance": case.guidance, "frames": case.frames} | changes
         sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
-        given = ["--model", str(folder), "--prompts", "prompts.txt", "--rewards", "random", "--suite", "tiny"]
-        assert run.main(["--algos", algos, *given, "--preset", "smoke", *sets]) == 0
+        given = ["--model", str(folder), "--prompts", "prompts.txt", "--suite", "tiny", "--preset", "smoke"]
+        rewards = ["--rewards", "random"] if case.frames == 1 else ["--rewards", "redness", "--plugin", "redness.py"]
+        assert run.main(["--algos", algos, *given, *rewards, *sets]) == 0
         return made[-1]
 
     return called

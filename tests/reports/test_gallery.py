@@ -1,5 +1,6 @@
 import base64
 import io
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -122,3 +123,23 @@ def test_a_damaged_image_is_named(suite):
     (cell / "samples" / "000004" / "002.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"002\.png is no image; delete it"):
         shown(suite)
+
+
+def test_large_videos_are_made_smaller_and_still_move(suite):
+    cell = write_cell(suite, "dance", 0)
+    write_images(cell / "samples" / "000004", range(6), side=512)
+    path = cell / "samples" / "000004" / "000.png"
+    frames = [Image.new("RGB", (832, 480), (60 * number, 0, 0)) for number in range(4)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=120, loop=0)
+    (gallery,) = shown(suite)
+    uri = gallery.columns[0].frames[0].images[0]
+    assert uri.startswith("data:image/webp;")
+    moving: Any = image(uri)
+    assert (moving.size, moving.n_frames) == ((256, 148), 4)
+    reds = []
+    for number in range(4):
+        moving.seek(number)
+        reds.append(moving.convert("RGB").getpixel((9, 9))[0])
+    assert reds == sorted(reds)
+    assert reds[3] - reds[0] > 120
+    assert moving.info["duration"] == 120
