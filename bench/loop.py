@@ -27,7 +27,17 @@ from bench.plan import Plan
 from bench.policy import Policy, Rows
 from bench.processes import ALONE, Processes, local
 from bench.rollout import Rollout, shared_rollout
-from bench.score import Scores, advantages, check_scored, decode, gathered, outcomes, score
+from bench.score import (
+    Scores,
+    advantages,
+    check_scored,
+    decode,
+    gathered,
+    joined,
+    outcomes,
+    score,
+    whole_groups,
+)
 from bench.update import Iteration, Trainer, Updated, owners, update
 
 TRACKED = ("reward_total", "loss", "grad_norm", "drift", "log_ratio_max", "clip_fraction", "failed", "samples")
@@ -191,9 +201,11 @@ def scored(parts: Parts, plan: Plan, rolled: Rollout, prompts: Sequence[str]) ->
     """Return the scores of all leaves, of which this process has some; `prompts` are the slots'."""
     leaves, chunk = plan.tree.slot[plan.tree.leaves()], parts.cell.shared.micro_batch
     slot = leaves[rolled.leaf]
-    images = decode(parts.policy, rolled.x0, chunk)
-    here = score(parts.rewards, images, [prompts[int(s)] for s in slot], slot, chunk)
-    scores = gathered(here, rolled.leaf, len(leaves), parts.processes)
+    found = []
+    for rows in whole_groups(slot, chunk):  # videos of all leaves would fill a device
+        images = decode(parts.policy, rolled.x0[rows], chunk)
+        found.append(score(parts.rewards, images, [prompts[int(s)] for s in slot[rows]], slot[rows], chunk))
+    scores = gathered(joined(found), rolled.leaf, len(leaves), parts.processes)
     check_scored(scores.failed, scores.failures)
     return scores
 

@@ -8,7 +8,7 @@ Bytes of a phase are of what lives in it at once:
     rollout   state, that copy, the activations of one block, latents
     decode    state, latents, the VAE's activations
     encode    the whole model, VAE, text and image encoders
-    evaluate  two whole models (the cell's and the base's) with VAEs, and the larger of a forward's and the VAE's
+    evaluate  the whole model, VAE, and the larger of a forward's activations and the VAE's
 
 Activations of a row are `tokens x width x bytes x (blocks x kept)`, with `kept` the numbers a token and channel that
 one block keeps for its backward pass; with gradient checkpointing `tokens x width x bytes x (blocks + kept)`: the
@@ -93,7 +93,7 @@ def estimate(
         trained=trained,
         phases={
             "encode": float(weights + vae + sizes.encoders * frozen),
-            "evaluate": 2 * (weights + vae) + max(forward + casts * shards, images),
+            "evaluate": weights + vae + max(forward + casts * shards, images),
             "rollout": state + casts + latents + forward,
             "decode": state + latents + images,
             "update": state + casts + latents + 4 * trained / shards + buckets + activations,

@@ -61,6 +61,15 @@ def score(
     return Scores(reward=reward, failed=failed, failures=tuple(dict.fromkeys(said)))
 
 
+def joined(parts: Sequence[Scores]) -> Scores:
+    """Return the scores of all leaves, from those of some in order."""
+    return Scores(
+        reward={name: np.concatenate([part.reward[name] for part in parts]) for name in parts[0].reward},
+        failed=np.concatenate([part.failed for part in parts]),
+        failures=tuple(dict.fromkeys(text for part in parts for text in part.failures)),
+    )
+
+
 def gathered(scores: Scores, leaf: Int[np.ndarray, " here"], leaves: int, processes: Processes) -> Scores:
     """Return the scores of all leaves, from every process's own; `leaf` says which of all this one's are."""
     if processes.count == 1:

@@ -65,23 +65,27 @@ class Worker:
             source = resolve_model(cell.shared.model, files, weights=cell.shared.model_weights)
             revision = {"model_revision": source.revision} if source.revision else {}
             record.write_json(folder / "environment.json", self.environment() | revision)
-        policy = self.trainable(cell)
-        judges = self.judges(cell, rewards, policy)
+        # One model is in memory at a time: each of these lets go of its own.
+        judges, flops = self.prepared(cell, rewards)
         self.base(cell, judges, wait=False)
-        flops = flops_per_call(policy, judges.condition)
-        trained = self.train(self.parts(cell, rewards, policy), judges, folder)
+        trained = self.train(self.parts(cell, rewards, self.trainable(cell)), judges, folder)
+        base = self.base(cell, judges, wait=True)
         # Judged whole and in fp32, as the base was, also where training ran in parts or in bf16.
-        del policy  # before the next is in memory
         policy = self.trainable(cell)
         judge.load_weights(policy, trained)
         found = judge.judge(policy, judges, cell.shared, processes=self.processes)
-        base = self.base(cell, judges, wait=True)
         if self.processes.first:
             rows = list(record.read_rows(folder / "metrics.jsonl"))
             judge.write_samples(shown(folder, len(rows)), found.images)
             record.write_folder(folder / ("lora" if cell.shared.lora_rank else "pipeline"), policy.save)
             record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
             record.write_text(folder / "DONE", cell.hash + "\n")
+
+    def prepared(self, cell: Cell, rewards: Registry) -> tuple[judge.Judges, float]:
+        """Return the evaluation's scorers and encoded prompts, and the operations of a call of the cell's model."""
+        policy = self.trainable(cell)
+        judges = self.judges(cell, rewards, policy)
+        return judges, flops_per_call(policy, judges.condition)
 
     def train(self, parts: loop.Parts, judges: judge.Judges, folder: Path) -> list[torch.Tensor]:
         """Train a cell; return its weights, and let go of everything else."""
