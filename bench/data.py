@@ -60,11 +60,11 @@ class Prompts:
         return sha.hexdigest()[:10]
 
 
-WORLDS: Mapping[str, str] = MappingProxyType({"world": "bench.embedded.world"})
+WORLDS: Mapping[str, str] = MappingProxyType({"world": "bench.embedded.world", "moving": "bench.embedded.moving"})
 """Name of an embedded model's prompts -> module."""
 
 
-def load_prompts(source: str) -> Prompts:
+def load_prompts(source: str, *, framed: bool = False) -> Prompts:
     """Return the prompts of a set, without empty ones and duplicates.
 
     Where a set has a train and a test split, the test split is held out, and what is left of the other is cut by hash
@@ -73,6 +73,7 @@ def load_prompts(source: str) -> Prompts:
     Args:
         source: `world`; a UTF-8 text file with one a line; a .jsonl, .json, .csv or .parquet file; a folder with a
             train and a test file; or `hub:OWNER/NAME[@REVISION][:FILE]`, a dataset of the hub.
+        framed: whether the model starts from images: else a column of them is one of those that nobody reads.
 
     Raises:
         InputError: for what is missing or damaged, holds no prompts, or too few for three sets.
@@ -82,18 +83,18 @@ def load_prompts(source: str) -> Prompts:
         train, tune, heldout = world.prompts("train"), world.prompts("tune"), world.prompts("heldout")
         return _counted(train, tune, heldout, read=len(train) + len(tune) + len(heldout), empty=0, images=NO_IMAGES)
     files = located(source)
-    return _loaded(source, files, tuple(_stamp(file.path) for file in (*files.train, *files.test)))
+    return _loaded(source, files, tuple(_stamp(file.path) for file in (*files.train, *files.test)), framed)
 
 
 @lru_cache(maxsize=4)
-def _loaded(source: str, files: Files, stamps: tuple[tuple[int, int], ...]) -> Prompts:
+def _loaded(source: str, files: Files, stamps: tuple[tuple[int, int], ...], framed: bool) -> Prompts:
     """Return the prompts of files; a process that asks twice reads them once, unless their stamps have changed."""
     del stamps
     train, test = (
         [(file.path.parent, read(file.path, file.name)) for file in part] for part in (files.train, files.test)
     )
     everything = [text for _, rows in (*train, *test) for text in rows.texts]
-    images = _images([*train, *test]) or NO_IMAGES
+    images = (_images([*train, *test]) if framed else {}) or NO_IMAGES
     sets = split(_distinct(train), _distinct(test) if files.test else None)
     if not all(sets):
         raise InputError(f"prompts={source!r}: {_too_few(sets, files)}")

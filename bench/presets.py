@@ -54,6 +54,27 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             shared=_EARLY | {"steps": 10, "prompts_per_iteration": 8, "iterations": 30, "checkpoint_every": 10},
             arms=_EARLY_SPLITS,
         ),
+        "smoke-video": Preset(
+            summary="seconds: does everything run on videos? too short to show a gain",
+            shared=_EARLY
+            | {
+                "lr": 5e-5,
+                "steps": 8,
+                "prompts_per_iteration": 2,
+                "iterations": 2,
+                "eval_prompts": 8,
+                "eval_samples": 1,
+            }
+            | {"eval_steps": 6, "checkpoint_every": 2},
+            arms=_EARLY_SPLITS,
+        ),
+        "quick-video": Preset(
+            summary="minutes on two CPU cores: three arms of the paper gain visibly on the embedded video model",
+            shared=_EARLY
+            | {"lr": 5e-5, "steps": 10, "prompts_per_iteration": 8, "iterations": 20, "checkpoint_every": 10}
+            | {"eval_prompts": 80, "eval_samples": 1, "eval_steps": 12},
+            arms=_EARLY_SPLITS,
+        ),
         "full": Preset(
             summary="half an hour on two CPU cores: three seeds, 150 iterations, the paper's splits",
             shared=_EARLY

@@ -19,6 +19,7 @@ from scipy import fft, ndimage
 
 from bench.contract import RewardInfo
 from bench.embedded import world
+from bench.embedded.colour import chroma, colour_map, hues
 from bench.embedded.world import Scene, Thing
 
 if TYPE_CHECKING:
@@ -26,21 +27,6 @@ if TYPE_CHECKING:
 
 CENTRE = (world.SIDE - 1) / 2
 COLOURS, SHAPES = tuple(world.COLOURS), tuple(world.SHAPES)
-
-
-# --- colour ----------------------------------------------------------------------------------------------------------
-
-
-def chroma(rgb: Float[np.ndarray, "*batch 3 height width"]) -> Float[np.ndarray, "*batch 2 height width"]:
-    """Return the colour without its grey part: direction is hue, length is saturation; fading only shortens it."""
-    red, green, blue = (rgb[..., channel, :, :] for channel in range(3))
-    return np.stack([red - 0.5 * (green + blue), np.sqrt(0.75) * (green - blue)], axis=-3)
-
-
-@cache
-def _hues() -> Float[np.ndarray, "colour 2"]:
-    """Return the chroma of the world's full colours."""
-    return chroma(np.array(list(world.COLOURS.values()))[:, :, None, None])[:, :, 0, 0]
 
 
 # --- strict and graded: read the image as a list of things -----------------------------------------------------------
@@ -105,8 +91,8 @@ def read(image: Float[np.ndarray, "3 height width"]) -> tuple[Seen, ...]:
     """Return the things that an image in [0, 1] shows."""
     tone = chroma(image.astype(np.float64))
     saturation = np.hypot(tone[0], tone[1])
-    hues = _hues() / np.linalg.norm(_hues(), axis=1, keepdims=True)
-    colour: Int[np.ndarray, "height width"] = np.argmax(np.tensordot(hues, tone, axes=1), axis=0)
+    unit = hues() / np.linalg.norm(hues(), axis=1, keepdims=True)
+    colour: Int[np.ndarray, "height width"] = np.argmax(np.tensordot(unit, tone, axes=1), axis=0)
     seen: list[Seen] = []
     for index in np.unique(colour[saturation > MIN_SATURATION]):
         labels = _label((colour == index) & (saturation > MIN_SATURATION))
@@ -204,18 +190,6 @@ def _spectra() -> tuple[Complex[np.ndarray, "shape radius rows half"], Complex[n
     half = np.exp(2j * np.pi * 16 * np.fft.rfftfreq(PADDED))
     moved = [np.conj(_spectrum(x) * shift[:, None] * half) for x in (_covers(), _surround())]
     return moved[0], moved[1]
-
-
-def colour_map(
-    tone: Float[np.ndarray, "row 2 side side"], colour: Int[np.ndarray, " row"]
-) -> Float[np.ndarray, "row side side"]:
-    """Return how much of the full colour each pixel has, 0 to 1: saturation along the hue, gated by the hue."""
-    full = np.linalg.norm(_hues(), axis=1)[colour]
-    hue = (_hues()[colour] / full[:, None])[:, :, None, None]
-    along = (tone * hue).sum(axis=1)
-    cosine = along / np.maximum(np.hypot(tone[:, 0], tone[:, 1]), 1e-6)
-    gate = np.clip((cosine - 0.80) / 0.15, 0.0, 1.0)
-    return np.clip(along / full[:, None, None], 0.0, 1.0) * gate
 
 
 def match(

@@ -125,14 +125,24 @@ class Rule:
 RULES = (
     Rule(who="algorithms.*", may=(*ARITHMETIC,), never=("*",)),
     Rule(who="examples.*", may=(*ARITHMETIC,), never=("*",)),
-    Rule(who="rewards.*", may=("bench.contract", "bench.embedded", "bench.embedded.world")),
+    Rule(
+        who="rewards.*",
+        may=("bench.contract", *(f"bench.embedded{part}" for part in ("", ".colour", ".moving", ".world"))),
+    ),
     Rule(
         who="reports.*",
         may=("bench.record", "eval.statistics", "reports", "reports.*"),
         never=(*HEAVY, "scipy.stats"),
     ),
     Rule(who="eval.*", may=("eval.*", *RINGS[0], *RINGS[1])),
-    Rule(who="bench.embedded.world", may=(), never=HEAVY),
+    Rule(who="bench.embedded.splits", may=(), never=HEAVY),
+    Rule(who="bench.embedded.world", may=("bench.embedded.splits",), never=HEAVY),
+    Rule(
+        who="bench.embedded.moving",
+        may=("bench.embedded", "bench.embedded.splits", "bench.embedded.world"),
+        never=HEAVY,
+    ),
+    Rule(who="bench.embedded.colour", may=("bench.embedded", "bench.embedded.world"), never=HEAVY),
     Rule(who="bench.embedded.*", may=("bench.embedded", "bench.embedded.*", "rewards.*", "bench.contract")),
     Rule(who="bench.*", may=("bench", "bench.*", "eval.diversity", "eval.heldout", "reports.build")),
 )

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from bench.embedded import world
 from bench.embedded.make_text import LENGTH, WIDTH
 from bench.embedded.make_vae import bank
-from bench.embedded.training import Training, muon_and_adamw, seeded, train
+from bench.embedded.training import Training, follow, muon_and_adamw, seeded, train
 from rewards.shapes import Graded, Soft, Strict
 
 BATCH = 128
@@ -178,14 +178,6 @@ def _flow_loss(
     return loss
 
 
-@torch.no_grad()
-def _follow(average: torch.nn.Module, module: torch.nn.Module, step: int) -> None:
-    """Move the average of the weights towards `module`; early steps count for little in the end."""
-    decay = min(0.999, (1 + step) / (10 + step))
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-
-
 def make_flux(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str, float]:
     """Train the transformer and write the whole pipeline to `folder`; return seconds and measured quality."""
     torch.manual_seed(seed + 4)
@@ -200,7 +192,7 @@ def make_flux(folder: Path, work: Path, seed: int, steps: int) -> Mapping[str, f
         parts={"transformer": transformer, "average": average},
         optimisers=muon_and_adamw(transformer, inside="transformer_blocks"),
         loss=_flow_loss(transformer, banks, text, seed, steps),
-        after=lambda step: _follow(average, transformer, step),
+        after=lambda step: follow(average, transformer, step),
         check=lambda: quality(pipeline, average, "heldout", draws=1),
         check_every=1000,
     )

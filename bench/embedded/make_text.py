@@ -1,22 +1,32 @@
-"""Tokenizers and frozen text encoders of the embedded model, built offline from the world's words."""
+"""Tokenizers and frozen text encoders of the embedded models, built offline from the words of their worlds."""
 
 from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
-from bench.embedded import world
+from bench.embedded import moving, world
 
 LENGTH = 12
 """Tokens of a prompt, padding included, in training and in sampling: the pipeline uses no attention mask."""
@@ -42,10 +52,15 @@ def clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, model_max_length=LENGTH)
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """Return a unigram tokenizer in which every word of the world is one token; letters spell the rest."""
+def moving_words() -> list[str]:
+    """Return every word of the captions of videos, sorted."""
+    return sorted({word for scene in moving.scenes() for word in moving.caption(scene).split()})
+
+
+def t5_tokenizer(known: Sequence[str]) -> T5Tokenizer:
+    """Return a unigram tokenizer in which every known word is one token; letters spell the rest."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    vocab += [(f"▁{word}", -1.0) for word in words()] + [(letter, -10.0) for letter in string.ascii_lowercase]
+    vocab += [(f"▁{word}", -1.0) for word in known] + [(letter, -10.0) for letter in string.ascii_lowercase]
     return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)
 
 
@@ -83,7 +98,7 @@ def make_text(folder: Path, seed: int) -> Mapping[str, int]:
         ValueError: a word of the world is not one token, so that a caption could overrun `LENGTH`.
     """
     torch.manual_seed(seed)
-    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    clip, t5 = clip_tokenizer(), t5_tokenizer(words())
     for word in words():
         if len(clip(word).input_ids) != 3 or len(t5(word).input_ids) != 2:
             raise ValueError(f"{word!r} is {clip.tokenize(word)} and {t5.tokenize(word)}, not one token each")
@@ -93,3 +108,31 @@ def make_text(folder: Path, seed: int) -> Mapping[str, int]:
     t5_encoder(t5).save_pretrained(folder / "text_encoder_2")
     FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=False).save_pretrained(folder / "scheduler")
     return {"clip": len(clip), "t5": len(t5)}
+
+
+def umt5_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
+    """Return a random text encoder of Wan's class, with embeddings of unit variance."""
+    config = UMT5Config(
+        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=WIDTH // 4, d_ff=2 * WIDTH, num_layers=2, num_heads=4
+    )
+    encoder = UMT5EncoderModel(config)
+    torch.nn.init.normal_(encoder.shared.weight)
+    return encoder
+
+
+def make_wan_text(folder: Path, seed: int) -> Mapping[str, int]:
+    """Write tokenizer, text encoder and scheduler of the video pipeline into `folder`; return the vocabulary's size.
+
+    Raises:
+        ValueError: a word of the world is not one token, so that a caption could overrun `LENGTH`.
+    """
+    torch.manual_seed(seed)
+    tokenizer = t5_tokenizer(moving_words())
+    for word in moving_words():
+        if len(tokenizer(word).input_ids) != 2:
+            raise ValueError(f"{word!r} is {tokenizer.tokenize(word)}, not one token")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    umt5_encoder(tokenizer).save_pretrained(folder / "text_encoder")
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler.save_pretrained(folder / "scheduler")
+    return {"t5": len(tokenizer)}

@@ -66,10 +66,43 @@ def muon_and_adamw(module: torch.nn.Module, *, inside: str) -> list[torch.optim.
     matrix = {name: inside in name and parameter.ndim == 2 for name, parameter in module.named_parameters()}
     inner = [parameter for name, parameter in module.named_parameters() if matrix[name]]
     outer = [parameter for name, parameter in module.named_parameters() if not matrix[name]]
+    return _muon_and_adamw(inner, outer)
+
+
+def muon_of_kernels(module: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Return Muon for the convolutions' kernels, as matrices of one row an output channel, and AdamW for the rest."""
+    kernels = [parameter for parameter in module.parameters() if parameter.ndim > 2 and parameter.shape[0] > 1]
+    rest = [parameter for parameter in module.parameters() if parameter.ndim <= 2 or parameter.shape[0] == 1]
+    return _muon_and_adamw([_as_matrix(kernel) for kernel in kernels], rest)
+
+
+def _muon_and_adamw(
+    matrices: Sequence[torch.nn.Parameter], rest: Sequence[torch.nn.Parameter]
+) -> list[torch.optim.Optimizer]:
     return [
-        torch.optim.Muon(inner, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(outer, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=2e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.99), weight_decay=0.01),
     ]
+
+
+def _as_matrix(kernel: torch.nn.Parameter) -> torch.nn.Parameter:
+    """Return a matrix that shares the kernel's memory and is handed its gradient."""
+    matrix = torch.nn.Parameter(kernel.detach().flatten(1))
+
+    def hand_over(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        matrix.grad, parameter.grad = parameter.grad.flatten(1), None
+
+    kernel.register_post_accumulate_grad_hook(hand_over)
+    return matrix
+
+
+@torch.no_grad()
+def follow(average: torch.nn.Module, module: torch.nn.Module, step: int) -> None:
+    """Move the average of the weights towards `module`; early steps count for little in the end."""
+    decay = min(0.999, (1 + step) / (10 + step))
+    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(value, 1 - decay)
 
 
 def _save(path: Path, training: Training, step: int, seconds: float) -> None:

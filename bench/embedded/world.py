@@ -6,7 +6,6 @@ so that whether an image shows its prompt can be decided by a rule. Pure numpy: 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from bench.embedded.splits import cut
 
 SIDE = 32
 """Height and width of a picture, in pixels."""
@@ -47,8 +48,6 @@ RELATIONS: Mapping[str, tuple[int, int]] = MappingProxyType(
 )
 """Direction (x, y) from the second thing to the first."""
 SPLITS = ("base", "train", "tune", "heldout")
-HELDOUT, TUNE, TRAIN = 20, 4, 8
-"""Prompts a category in each split."""
 
 _USUAL: Mapping[int, tuple[float, float]] = MappingProxyType(
     {1: (4.6, 6.0), 2: (4.2, 5.3), 3: (3.9, 4.7), 4: (3.5, 4.2)}
@@ -198,30 +197,10 @@ def _meaning(scene: Scene) -> str:
     return min(caption(scene), caption(flipped))
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 @cache
 def _split(split: str) -> tuple[str, ...]:
-    groups: dict[str, dict[str, list[str]]] = {category: {} for category in CATEGORIES}
-    for scene in scenes():
-        groups[scene.category].setdefault(_meaning(scene), []).append(caption(scene))
-    columns: list[list[str]] = []
-    for group in groups.values():
-        # One text of each meaning, in hash order: which split a meaning is in never depends on the others' wording.
-        ranked = [sorted(group[meaning], key=_hash) for meaning in sorted(group, key=_hash)]
-        rest = ranked[HELDOUT + TUNE :]
-        columns.append(
-            {
-                "heldout": [texts[0] for texts in ranked[:HELDOUT]],
-                "tune": [texts[0] for texts in ranked[HELDOUT : HELDOUT + TUNE]],
-                "train": [texts[0] for texts in rest[:TRAIN]],
-                "base": [text for texts in rest for text in texts],
-            }[split]
-        )
-    longest = max(len(column) for column in columns)
-    return tuple(column[row] for row in range(longest) for column in columns if row < len(column))
+    order = sorted(scenes(), key=lambda scene: CATEGORIES.index(scene.category))
+    return cut(((scene.category, _meaning(scene), caption(scene)) for scene in order), split)
 
 
 def prompts(split: str) -> tuple[str, ...]:
@@ -272,7 +251,8 @@ def _related(first: Sprite, second: Sprite, relation: str) -> bool:
     return along > 9.0 and abs(across) < 6.0
 
 
-def _tint(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
+def tint(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Return one of the RGB values in [0, 1] that are called by a colour's name."""
     red, green, blue = np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.04, 0.04, 3), 0.0, 1.0)
     return float(red), float(green), float(blue)
 
@@ -284,7 +264,7 @@ def _sprites(scene: Scene, rng: np.random.Generator) -> tuple[Sprite, ...]:
         for thing in scene.wanted:
             radius = _radius(scene, rng)
             x, y = _spot(radius, direction, rng)
-            sprite = Sprite(shape=thing.shape, rgb=_tint(thing.colour, rng), x=x, y=y, radius=radius)
+            sprite = Sprite(shape=thing.shape, rgb=tint(thing.colour, rng), x=x, y=y, radius=radius)
             if not _apart(sprite, sprites):
                 break
             sprites.append(sprite)
@@ -312,7 +292,7 @@ def corrupt(picture: Picture, rng: np.random.Generator) -> Picture:
             radius = float(rng.uniform(3.2, 4.8))
             x, y = _spot(radius, (0, 0), rng)
             shape, colour = str(rng.choice(tuple(SHAPES))), str(rng.choice(tuple(COLOURS)))
-            sprite = Sprite(shape=shape, rgb=_tint(colour, rng), x=x, y=y, radius=radius)
+            sprite = Sprite(shape=shape, rgb=tint(colour, rng), x=x, y=y, radius=radius)
             if _apart(sprite, sprites):
                 sprites.append(sprite)
                 break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Literal
@@ -20,6 +20,8 @@ class Family:
     """Side of a token, in pixels of the VAE's latent."""
     first_frame: bool = False
     """Whether a video starts from an image, which prompts then come with."""
+    transformer: str = ""
+    """The class of the trained part in diffusers, where a folder's configuration must name it."""
     classifier_free: bool = False
     """Whether guidance is classifier-free: above 1, a velocity takes two forwards."""
 
@@ -58,14 +60,22 @@ class ModelEntry:
     """Of the files that a pipeline of it needs, bytes, about; 0 where it is not known."""
 
 
+_WAN = Family(
+    adapter="bench.models.wan:Wan",
+    transformer="WanTransformer3DModel",
+    patch=2,
+    media="video",
+    classifier_free=True,
+)
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "FluxPipeline": Family(adapter="bench.models.flux:Flux", patch=2),
-        "StableDiffusion3Pipeline": Family(adapter="bench.models.sd3:Sd3", patch=2, classifier_free=True),
-        "WanPipeline": Family(adapter="bench.models.wan:Wan", patch=2, media="video", classifier_free=True),
-        "WanImageToVideoPipeline": Family(
-            adapter="bench.models.wan:Wan", patch=2, media="video", first_frame=True, classifier_free=True
+        "FluxPipeline": Family(adapter="bench.models.flux:Flux", transformer="FluxTransformer2DModel", patch=2),
+        "StableDiffusion3Pipeline": Family(
+            adapter="bench.models.sd3:Sd3", transformer="SD3Transformer2DModel", patch=2, classifier_free=True
         ),
+        "WanPipeline": _WAN,
+        "WanImageToVideoPipeline": replace(_WAN, first_frame=True),
     }
 )
 """Pipeline class of a folder's model_index.json -> family."""
@@ -85,6 +95,19 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             rewards=("soft",),
             eval_rewards=("soft", "graded", "strict", "tiny-clip"),
             features="tiny-clip",
+        ),
+        "tiny-wan": ModelEntry(
+            family="WanPipeline",
+            source=str(files("bench.embedded") / "tiny-wan"),
+            summary="embedded: 0.6 M parameters, videos of moving shapes, 9 frames of 32x32, runs on a laptop",
+            resolution=32,
+            frames=9,
+            guidance=1.0,
+            preset="quick-video",
+            prompts="moving",
+            rewards=("motion",),
+            eval_rewards=("motion", "moving-caption", "moving-strict"),
+            features="motion",
         ),
         "flux-dev": ModelEntry(
             family="FluxPipeline",

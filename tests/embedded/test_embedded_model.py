@@ -26,7 +26,7 @@ def test_the_folders_are_small_enough_to_ship():
 
 
 def test_the_record_says_how_the_model_was_made():
-    assert {"tokenizers", "vae", "flux", "scorer", "versions"} == set(MADE)
+    assert {"tokenizers", "vae", "flux", "scorer", "versions"} <= set(MADE)
     assert all(MADE[stage]["seconds"] > 0 and MADE[stage]["seed"] == 0 for stage in ("vae", "flux", "scorer"))
     assert MADE["vae"]["psnr"] > 30
     assert MADE["scorer"]["all"] > 0.9

@@ -126,3 +126,53 @@ def test_a_folder_begun_with_one_seed_is_not_continued_with_another(tmp_path):
     with pytest.raises(SystemExit, match="begun with seed 0"):
         make.main(["--out", str(tmp_path), "--stage", "tokenizers", "--seed", "1"])
     assert not (tmp_path / "made.json").exists()
+
+
+def test_muon_of_kernels_moves_the_kernel_itself_and_resumes():
+    from bench.embedded.training import muon_of_kernels
+
+    def trained(steps, state=None):
+        module = torch.nn.Sequential(torch.nn.Conv3d(2, 4, 3), torch.nn.Conv3d(4, 1, 1))
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, generator=seeded(parameter.numel())[1])
+        optimisers = muon_of_kernels(module)
+        if state:
+            module.load_state_dict(state[0])
+            for optimiser, saved in zip(optimisers, state[1], strict=True):
+                optimiser.load_state_dict(saved)
+        for _ in range(steps):
+            for optimiser in optimisers:
+                optimiser.zero_grad()
+            module(torch.ones(1, 2, 3, 3, 3)).square().sum().backward()
+            for optimiser in optimisers:
+                optimiser.step()
+        return module.state_dict(), [optimiser.state_dict() for optimiser in optimisers]
+
+    before, whole, half = (trained(steps) for steps in (0, 4, 2))
+    resumed, _ = trained(2, half)
+    for kernel in ("0.weight", "1.weight"):
+        assert not torch.equal(before[0][kernel], whole[0][kernel])
+        assert torch.equal(resumed[kernel], whole[0][kernel])
+
+
+def test_a_stage_of_another_model_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        make.main(["--out", "nowhere", "--model", "flux", "--stage", "wan"])
+    assert "--stage wan is not of flux, which has tokenizers" in capsys.readouterr().err
+
+
+def test_the_video_model_has_the_documented_sizes():
+    from bench.embedded.make_wan import new_transformer
+    from bench.embedded.make_wan_vae import new_vae
+
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (new_vae(), new_transformer())]
+    assert sizes == [713_644, 600192]
+
+
+def test_the_zero_step_video_transformer_predicts_zero_velocity():
+    from bench.embedded.make_wan import LATENT, new_transformer, velocity
+
+    x = torch.ones(2, *LATENT)
+    assert torch.equal(
+        velocity(new_transformer(), x, torch.full((2,), 0.5), torch.ones(2, 12, 64)), torch.zeros_like(x)
+    )
