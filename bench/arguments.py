@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import yaml
@@ -15,9 +16,9 @@ import yaml
 from bench.config import Shared, check_layers, check_processes, make_cell, resolve
 from bench.data import WORLDS, Prompts, load_prompts
 from bench.datasets import pinned
-from bench.environment import torchrun
+from bench.environment import cache_folder, torchrun
 from bench.models.catalog import ModelEntry
-from bench.models.source import check_size, described, dynamic_shift, entry_of, model_digest
+from bench.models.source import adapter_digest, check_size, described, dynamic_shift, entry_of, known_as, model_digest
 from bench.parse import ArmSpec, field_types, key_value, parse_arms, replaced, weights
 from bench.presets import PRESETS
 from bench.registry import InputError, Registry, load, nearest
@@ -123,11 +124,25 @@ def check_means(args: argparse.Namespace, suite: Suite) -> None:
             f"--parallel {args.parallel} is of several processes: torchrun --nproc_per_node N -m bench.run ..."
         )
     check_processes(count, suite.shared)
+    check_cache()
     for name in trackers(args):
         if name not in TRACKERS:
             raise InputError(f"--track {name}: no such tracker{nearest(name, TRACKERS)}")
         if find_spec(name) is None:
             raise InputError(f"--track {name}: pip install 'arbor-bench[trackers]' brings it")
+
+
+def check_cache() -> None:
+    """Raise InputError unless what prompts are encoded to can be kept."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        raise InputError(
+            f"encoded prompts cannot be kept in {folder}: {error.strerror}; set ARBOR_CACHE to another folder"
+        ) from error
 
 
 def trackers(args: argparse.Namespace) -> tuple[str, ...]:
@@ -147,8 +162,8 @@ def make_suite(args: argparse.Namespace) -> Suite:
     model = args.model or from_file["model"] or Shared().model
     if not isinstance(model, str):
         raise InputError(f"model={model!r}: text is wanted")
-    entry = entry_of(model, args.plugin)
-    if entry is None:
+    entry = known_as(model, args.plugin)
+    if entry_of(model, args.plugin) is None:
         described(model, args.plugin)  # there is such a model
     name = args.preset or from_file["preset"] or (entry.preset if entry else "paper")
     if not isinstance(name, str) or name not in PRESETS:
@@ -257,11 +272,12 @@ def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> 
     if not shared.prompts:
         raise InputError(f"model {shared.model!r} has no prompts of its own; give --prompts a file or hub:OWNER/NAME")
     source = described(shared.model, plugins)
+    adapter_digest(source.family)  # it is there
     contents = model_digest(shared.model, plugins, weights=shared.model_weights)
     check_size(source, shared.height, shared.width, shared.frames)
     check_media(source.family.media, scorers)
     name = pinned(shared.prompts)
-    prompts = load_prompts(name)
+    prompts = load_prompts(name, framed=source.family.first_frame)
     if source.family.first_frame:
         check_first_frames(shared.model, prompts)
     return dataclasses.replace(

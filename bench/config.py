@@ -163,6 +163,8 @@ class Shared:
             raise ValueError(f"lora_alpha={self.lora_alpha:g} means nothing without lora_rank")
         if self.ema_device == "cpu" and not self.ema:
             raise ValueError("ema_device=cpu means nothing without ema")
+        if self.guidance < 0:
+            raise ValueError(f"guidance={self.guidance:g} is not negative: 0 or 1 is none, by the model")
         if self.weight_decay < 0:
             raise ValueError(
                 f"weight_decay={self.weight_decay} is not negative: decay shrinks weights, never grows them"

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from bench import record
 from bench.config import Cell, identity, settings
-from bench.data import load_prompts, of_iteration
+from bench.data import load_prompts, of_iteration, of_run
 from bench.hosts import info_record
 from bench.noise import Noise
 from bench.policy import Policy, Rows
@@ -71,12 +71,12 @@ def measure(suite: Suite, rollouts: int, device: str, say: Callable[[str], None]
     others = list(islice((seed for seed in count() if seed not in seeds), len(seeds)))
     worker, stages = Worker(suite=suite.folder, device=found_device(device)), dict[float, Stage]()
     say(f"{reference[0].arm}, to compare with")
-    base = leaves(staged(worker, reference[0], stages), reference, others, rollouts)
+    base = leaves(staged(worker, reference, rollouts, stages), reference, others, rollouts)
     bandwidth = median_distance(base.features)
     rows, features = [], []
     for label, cells in arms.items():
         say(label)
-        mine = leaves(staged(worker, cells[0], stages), cells, seeds, rollouts)
+        mine = leaves(staged(worker, cells, rollouts, stages), cells, seeds, rollouts)
         rows.append(row(cells[0], mine, base.features, bandwidth))
         features.append(mine.features)
     result: record.Diversity = {
@@ -104,19 +104,22 @@ def by_arm(suite: Suite) -> dict[str, list[Cell]]:
     return arms
 
 
-def staged(worker: Worker, cell: Cell, stages: dict[float, Stage]) -> Stage:
-    """Return what an arm's rollouts need: the untrained model, under the arm's own guidance.
+def staged(worker: Worker, cells: Sequence[Cell], rollouts: int, stages: dict[float, Stage]) -> Stage:
+    """Return what an arm's rollouts need: the untrained model, under the arm's own guidance, and encoded prompts.
 
     `stages` holds the one before, for the next arm of the same guidance; there is one model in memory.
     """
+    cell = cells[0]
     guidance = cell.keys["guidance"]
     if guidance not in stages:
         stages.clear()  # of an arm before
         plugins = [Path(plugin) for plugin in cell.plugins]
         policy = worker.policy(replace(cell.shared, guidance=guidance), plugins)
         prompts, name = load_prompts(cell.shared.prompts).train, cell.shared.features
+        each = cell.shared.prompts_per_iteration
+        seen = sorted({at for one in cells for at in of_run(prompts, one.seed, rollouts, each)})
         featurizer: Any = worker.load(load("rewards", plugins), [name])[name]
-        condition = worker.condition(cell, policy, prompts, range(len(prompts)))
+        condition = worker.condition(cell, policy, prompts, seen)
         stages[guidance] = Stage(policy=policy, featurizer=featurizer, prompts=prompts, condition=condition)
     return stages[guidance]
 

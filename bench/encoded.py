@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,14 +21,16 @@ from bench.processes import ALONE, Processes
 class Encoded:
     """Encoded prompts on disk, one a row."""
 
-    files: tuple[Path, ...]
+    prompts: tuple[str, ...]
+    folder: Path
+    images: Mapping[str, str]
     negative: Row | None
 
     def rows(self, index: Tensor) -> Condition:
         """Return the condition of the given rows, on the CPU; a row may repeat."""
-        chosen = [self.files[at] for at in index.tolist()]
-        read = {file: _read(file) for file in dict.fromkeys(chosen)}
-        stacked = tuple(torch.stack(parts) for parts in zip(*(read[file] for file in chosen), strict=True))
+        chosen = [self.prompts[at] for at in index.tolist()]
+        read = {text: _read(place(self.folder, text, self.images.get(text))) for text in dict.fromkeys(chosen)}
+        stacked = tuple(torch.stack(parts) for parts in zip(*(read[text] for text in chosen), strict=True))
         return Condition(tensors=stacked, negative=self.negative)
 
 
@@ -54,23 +57,19 @@ def encode(
         processes: each encodes its share of what is missing, then whatever it does not see on its own disk.
     """
     texts = [*(prompts[at] for at in needed), *([""] if guided else [])]
-    wanted = {_place(folder, text, images.get(text)): text for text in texts}
-    missing = [file for file in sorted(wanted) if not file.is_file()]
-    _write(policy, {file: wanted[file] for file in missing[processes.rank :: processes.count]}, images)
+    wanted = {place(folder, text, images.get(text)): text for text in texts}
+    missing = {file: text for file, text in wanted.items() if not _whole(file)}
+    # By name, for processes do not look at the same moment.
+    mine = {file: text for file, text in missing.items() if int(file.stem, 16) % processes.count == processes.rank}
+    _write(policy, mine, images)
     processes.gathered(None)  # all shares are written
-    _write(policy, {file: wanted[file] for file in missing if not file.is_file()}, images)
-    negative = _read(_place(folder, "", None)) if guided else None
-    return Encoded(files=tuple(_place(folder, text, images.get(text)) for text in prompts), negative=negative)
+    _write(policy, {file: text for file, text in missing.items() if not _whole(file)}, images)
+    negative = _read(place(folder, "", None)) if guided else None
+    return Encoded(prompts=tuple(prompts), folder=folder, images=images, negative=negative)
 
 
-def cache_folder() -> Path:
-    """Return where encoded prompts are kept: $ARBOR_CACHE, or arbor in the user's cache folder."""
-    if "ARBOR_CACHE" in os.environ:
-        return Path(os.environ["ARBOR_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arbor"
-
-
-def _place(folder: Path, text: str, image: str | None) -> Path:
+def place(folder: Path, text: str, image: str | None) -> Path:
+    """Return the file of a prompt, by its text and its first frame's contents."""
     sha = hashlib.sha256(text.encode())
     if image is not None:
         sha.update(b"\0" + Path(image).read_bytes())
@@ -85,9 +84,18 @@ def _write(policy: Policy, wanted: Mapping[Path, str], images: Mapping[str, str]
     for file, text in wanted.items():
         row = encode(text, Path(images[text]) if text in images else None)
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
+        part = file.with_suffix(f".{uuid.uuid4().hex}.part")  # other machines may write here too
         save_file({f"{at:02d}": tensor.contiguous().cpu() for at, tensor in enumerate(row)}, part)
         part.replace(file)
+
+
+def _whole(file: Path) -> bool:
+    """Return whether a row is there, and not cut short by a full disk or a copy that broke."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return bool(opened.keys())
+    except (OSError, SafetensorError):
+        return False
 
 
 def _read(file: Path) -> Row:

@@ -66,3 +66,10 @@ def _commit() -> str:
         check=False,
     )
     return run.stdout.strip()
+
+
+def cache_folder() -> Path:
+    """Return where encoded prompts are kept: $ARBOR_CACHE, or arbor in the user's cache folder."""
+    if os.environ.get("ARBOR_CACHE"):
+        return Path(os.environ["ARBOR_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "arbor"

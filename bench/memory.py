@@ -87,13 +87,14 @@ def estimate(
     unit = rows * tokens(sizes, family, shared) * width * number
     activations = unit * (blocks + kept if shared.gradient_checkpointing else blocks * kept)
     forward = unit * kept
+    judged = forward / number * (2 if of_model == 2 else 4)
     images = decoding(sizes.vae_config, family, shared) * frozen
     latents = 4.0 * _latents(sizes, shared) / processes
     return Memory(
         trained=trained,
         phases={
             "encode": float(weights + vae + sizes.encoders * frozen),
-            "evaluate": weights + vae + max(forward + casts * shards, images),
+            "evaluate": weights + vae + max(judged, images),
             "rollout": state + casts + latents + forward,
             "decode": state + latents + images,
             "update": state + casts + latents + 4 * trained / shards + buckets + activations,
@@ -110,11 +111,12 @@ def tokens(sizes: Sizes, family: Family, shared: Shared) -> int:
 
 
 def decoding(vae: Mapping[str, Any], family: Family, shared: Shared) -> float:
-    """Return the numbers that the VAE holds at once: of `micro_batch` images, or of one video's newest frames."""
+    """Return the numbers that the VAE holds at once: of `micro_batch` images, or of its videos' newest frames."""
     pixels = shared.height * shared.width
     if family.media == "video":
         _, time = vae_factors(vae)
-        return pixels * vae.get("base_dim", 96) * (DECODED + CACHED_FRAMES / 4) * time + 3 * pixels * shared.frames
+        held = pixels * vae.get("base_dim", 96) * (DECODED + CACHED_FRAMES / 4) * time + 3 * pixels * shared.frames
+        return shared.micro_batch * held
     return float(shared.micro_batch * pixels) * min(vae.get("block_out_channels", [128])) * DECODED
 
 

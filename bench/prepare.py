@@ -12,8 +12,8 @@ from bench.contract import HubFile
 from bench.data import load_prompts
 from bench.datasets import HUB, hub_set, names_of
 from bench.models.hub import Listing, MissingError, Repository, fetch, hub_id, listing, offline, snapshot
-from bench.models.layout import checked_index, flaws, needed, without_safetensors
-from bench.models.source import CONFIGURATIONS, entry_of, family_of, resolve_model
+from bench.models.layout import checked_index, flaws, lacking_parts, needed, without_safetensors
+from bench.models.source import CONFIGURATIONS, ModelSource, check_generation, entry_of, family_of, resolve_model
 from bench.registry import InputError, Registry, load
 
 
@@ -34,6 +34,9 @@ class Item:
     size: int = 0
     """Bytes, about, where the hub cannot be asked."""
 
+
+TRANSFORMER = "transformer/config.json"
+"""What tells models of one class apart, beside the index."""
 
 Say = Callable[[str], None]
 
@@ -61,12 +64,15 @@ def prepare(item: Item, plugins: Sequence[Path], say: Say, *, dry_run: bool) -> 
     """Say what an item is made of, fetch what is not here unless it is a dry run; return whether all of it is here.
 
     Raises:
-        InputError: if the hub has no such repository, revision or file, or a file is not what was expected.
+        InputError: if the hub has no such repository, revision or file, a file is not what was expected, or a run
+            would refuse the pipeline.
         MissingError: if something cannot be fetched now.
     """
     say(f"{item.title}: {item.repository}")
     here = complete(item)
     if here is not None:
+        if item.model:
+            resolve_model(item.model, plugins)
         say(f"  {_terms(item, None)}")
         say(f"  here, commit {here.name}")
         return True
@@ -83,11 +89,11 @@ def prepare(item: Item, plugins: Sequence[Path], say: Say, *, dry_run: bool) -> 
     there = {file for file in files if _is_here(folder, file, told.sizes[file])}
     for file in files:
         say(f"  {spoken(told.sizes[file]):>9}  {'here' if file in there else 'to fetch':8}  {file}")
-    total, rest = (sum(told.sizes[file] for file in part) for part in (files, files - there))
+    total, rest = (sum(told.sizes[file] for file in files if file not in left) for left in ((), there))
     say(f"  {spoken(total)} in {len(files)} files, {spoken(rest)} to fetch, commit {told.commit}")
     if dry_run:
         return not rest
-    folder = fetch(item.repository, sorted(files), told.sizes)
+    folder = fetch(item.repository, files, told.sizes)
     _check(item, folder, plugins)
     say(f"  here, commit {folder.name}")
     return True
@@ -101,8 +107,7 @@ def complete(item: Item) -> Path | None:
     if item.prompts:
         return folder if _readable(item.prompts) else None
     if item.model:
-        index = folder / "model_index.json"
-        whole = index.is_file() and not any(flaws(folder, checked_index(item.model, folder)))
+        whole = _is_whole(item.model, folder)
     else:
         whole = all(_is_here(folder, file, size) for file, size in item.files.items())
     return folder if whole else None
@@ -155,23 +160,26 @@ def _of_reward(name: str, scorer: Any) -> list[Item]:
     ]
 
 
-def _files(item: Item, told: Listing, plugins: Sequence[Path]) -> set[str]:
-    """Return which of a repository's files are wanted.
+def _files(item: Item, told: Listing, plugins: Sequence[Path]) -> list[str]:
+    """Return which of a repository's files are wanted, in an order that is the same each time.
 
     Raises:
         InputError: for one that is not there, or of another size than its scorer knows.
     """
     if item.model:
-        index = _index(item, plugins)
+        index = _index(item, told, plugins)
         lacking = without_safetensors(index, told.sizes)
         if lacking:
             raise InputError(
                 f"{item.repository} has no safetensors of {', '.join(lacking)}: other weights are not read"
             )
-        return {file for file in needed(index, sorted(told.sizes)) if file in told.sizes}
+        short = lacking_parts(index, told.sizes)
+        if short:
+            raise InputError(f"{item.repository} is not complete: {', '.join(short)}; give another repository")
+        return [file for file in needed(index, sorted(told.sizes)) if file in told.sizes]
     if item.prompts:
         chosen = names_of(hub_set(item.prompts))
-        return {*chosen.train, *chosen.test}
+        return sorted({*chosen.train, *chosen.test})
     for file, size in item.files.items():
         if file not in told.sizes:
             raise InputError(f"{item.repository} has no {file}: {item.title} is of another revision of it")
@@ -180,22 +188,39 @@ def _files(item: Item, told: Listing, plugins: Sequence[Path]) -> set[str]:
                 f"{file} of {item.repository} has {told.sizes[file]:,} bytes, and {item.title} knows one of {size:,}: "
                 "it is of another revision"
             )
-    return set(item.files)
+    return sorted(item.files)
 
 
-def _index(item: Item, plugins: Sequence[Path]) -> dict[str, Any]:
+def _index(item: Item, told: Listing, plugins: Sequence[Path]) -> dict[str, Any]:
     """Return the model_index.json of a pipeline on the hub; of a model that is known, the program's own.
 
+    What tells whether an adapter drives it is looked at first: a few kilobytes of what may be a hundred gigabytes.
+
     Raises:
-        InputError: if there is none, or it is a pipeline of no known family.
+        InputError: if there is none, it is a pipeline of no known family, or of a kind that no adapter drives.
     """
     known = CONFIGURATIONS / item.model
     if known.is_dir():
         return checked_index(item.model, known)
     with TemporaryDirectory() as place:
         folder = fetch(item.repository, ["model_index.json"], {}, into=Path(place))
-        family_of(item.model, folder, plugins)
+        source = ModelSource(family=family_of(item.model, folder, plugins), folder=folder)
+        check_generation(item.model, source)
+        if TRANSFORMER in told.sizes:
+            fetch(item.repository, [TRANSFORMER], {}, into=Path(place))
+            check_generation(item.model, source)
         return checked_index(item.model, folder)
+
+
+def _is_whole(model: str, folder: Path) -> bool:
+    """Return whether a pipeline's folder lacks nothing; a damaged index, too, is to be fetched anew."""
+    if not (folder / "model_index.json").is_file():
+        return False
+    try:
+        index = checked_index(model, folder)
+    except InputError:
+        return False
+    return not any(flaws(folder, index))
 
 
 def _is_here(folder: Path | None, file: str, size: int) -> bool:

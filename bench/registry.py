@@ -23,6 +23,7 @@ from bench.models.catalog import Family, ModelEntry
 
 KINDS = {"algorithms": "ARMS", "rewards": "REWARDS", "models": "MODELS", "families": "FAMILIES"}
 """Kind (entry-point group bench.<kind>) -> the mapping a plugin module defines."""
+SINGULAR = {"algorithms": "algorithm", "rewards": "reward", "models": "model", "families": "family"}
 WANTED = {
     "algorithms": "algorithm; a dataclass's instance with an `info` is wanted",
     "rewards": "reward; a class with an `info` is wanted",
@@ -56,7 +57,7 @@ class Registry:
         if name in self.values:
             return self.values[name]
         broken = "".join(f"; {where} does not load: {why}" for where, why in self.broken.items())
-        raise InputError(f"unknown {self.kind.removesuffix('s')} {name!r}{nearest(name, self.values)}{broken}")
+        raise InputError(f"unknown {SINGULAR[self.kind]} {name!r}{nearest(name, self.values)}{broken}")
 
 
 def nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

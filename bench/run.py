@@ -214,7 +214,7 @@ def diversity(words: Sequence[str]) -> int:
         )
     except OSError as error:
         raise InputError(f"{suite.folder} cannot be written: {error.strerror}; choose another --out") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # a scorer of features, or a model, that cannot take these images
         print(f"bench: diversity failed: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     show_report(suite.folder)

@@ -6,6 +6,7 @@ Several workers, on one machine or many that share the disk, may run at once: a 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import threading
@@ -27,11 +28,11 @@ from bench.config import Cell, Shared, cell_from_record, check_processes, digest
 from bench.contract import Reward
 from bench.cost import flops_per_call
 from bench.data import Prompts, evenly, load_prompts, of_run
-from bench.encoded import Encoded, cache_folder, encode
-from bench.environment import environment
+from bench.encoded import Encoded, encode
+from bench.environment import cache_folder, environment
 from bench.lock import locked
 from bench.lora import add_lora
-from bench.models.source import folder_digest, resolve_model
+from bench.models.source import adapter_digest, described, folder_digest, resolve_model
 from bench.parse import weights
 from bench.patience import patient
 from bench.policy import Build, Policy, enable_gradient_checkpointing
@@ -69,6 +70,7 @@ class Worker:
         judges, flops = self.prepared(cell, rewards)
         self.base(cell, judges, wait=False)
         trained = self.train(self.parts(cell, rewards, self.trainable(cell)), judges, folder)
+        gc.collect()  # what accelerate wraps a model in refers to itself
         base = self.base(cell, judges, wait=True)
         # Judged whole and in fp32, as the base was, also where training ran in parts or in bf16.
         policy = self.trainable(cell)
@@ -77,7 +79,8 @@ class Worker:
         if self.processes.first:
             rows = list(record.read_rows(folder / "metrics.jsonl"))
             judge.write_samples(shown(folder, len(rows)), found.images)
-            record.write_folder(folder / ("lora" if cell.shared.lora_rank else "pipeline"), policy.save)
+            if cell.shared.model_weights == "pretrained":  # nobody wants a model of random weights
+                record.write_folder(folder / ("lora" if cell.shared.lora_rank else "pipeline"), policy.save)
             record.write_json(folder / "result.json", judge.make_result(cell, rows, found, judges, base, flops))
             record.write_text(folder / "DONE", cell.hash + "\n")
 
@@ -103,7 +106,7 @@ class Worker:
 
     def parts(self, cell: Cell, rewards: Registry, policy: Policy) -> loop.Parts:
         """Return the objects that a cell is trained with."""
-        shared, prompts = cell.shared, loaded(cell.shared).train
+        shared, prompts = cell.shared, loaded(cell).train
         check_processes(self.processes.count, shared)
         weight = weights(shared.rewards)
         folder = self.suite / cell.folder
@@ -174,11 +177,11 @@ class Worker:
         """Return encoded prompts, on disk: an iteration reads its own."""
         shared = cell.shared
         source = resolve_model(shared.model, [Path(p) for p in cell.plugins], weights=shared.model_weights)
-        told = [folder_digest(source.folder), shared.model_weights, shared.frozen]
+        told = [folder_digest(source.folder), adapter_digest(source.family), shared.model_weights, shared.frozen]
         if source.family.first_frame:  # whose latent is of a video's size
             told.append(f"{shared.frames}x{shared.height}x{shared.width}")
         folder = cache_folder() / "-".join(told)
-        images = load_prompts(shared.prompts).images
+        images = load_prompts(shared.prompts, framed=source.family.first_frame).images
         return encode(
             policy,
             prompts,
@@ -192,7 +195,7 @@ class Worker:
     def judges(self, cell: Cell, rewards: Registry, policy: Policy) -> judge.Judges:
         """Return the evaluation's scorers and prompts."""
         shared = cell.shared
-        found = loaded(shared)
+        found = loaded(cell)
         prompts = tuple(evenly(getattr(found, shared.eval_split), shared.eval_prompts))
         featurizer: Any = self.load(rewards, [shared.features])[shared.features] if shared.features else None
         return judge.Judges(
@@ -216,13 +219,15 @@ class Worker:
         return folder
 
 
-def loaded(shared: Shared) -> Prompts:
+def loaded(cell: Cell) -> Prompts:
     """Return the suite's prompts.
 
     Raises:
         RuntimeError: if they are no longer what the suite was written for.
     """
-    found = load_prompts(shared.prompts)
+    shared = cell.shared
+    family = described(shared.model, [Path(p) for p in cell.plugins]).family
+    found = load_prompts(shared.prompts, framed=family.first_frame)
     if shared.prompts_digest and found.digest != shared.prompts_digest:
         raise RuntimeError(
             f"{shared.prompts} has changed since this suite was begun (digest {found.digest}, not "

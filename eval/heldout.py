@@ -17,7 +17,7 @@ from bench.plan import Plan, branching
 from bench.policy import Condition, Policy, Rows
 from bench.processes import ALONE, Processes
 from bench.rollout import rollout
-from bench.score import check_scored, score
+from bench.score import check_scored, decode, score
 
 EVAL_SEED = 0
 """Evaluation noise depends on (prompt, k) alone, so that every cell of every seed is judged on the same draws."""
@@ -102,13 +102,13 @@ def _part(
     x0 = rollout(policy, plan, condition, noise, chunk=chunk).x0
     slot = plan.tree.slot[plan.tree.leaves()]
     texts: list[str] = [prompts[int(s)] for s in slot]
-    chunk = max(samples, chunk - chunk % samples)  # whole prompts
+    together = max(samples, chunk - chunk % samples)  # whole prompts
     values: dict[str, list[np.ndarray]] = {name: [] for name in rewards}
     features, kept, said = [], [], dict[str, None]()
-    for start in range(0, len(x0), chunk):
-        part = slice(start, start + chunk)
-        images = policy.decode(x0[part])
-        scored = score(rewards, images, texts[part], slot[part], chunk) if rewards else None
+    for start in range(0, len(x0), together):
+        part = slice(start, start + together)
+        images = decode(policy, x0[part], chunk)
+        scored = score(rewards, images, texts[part], slot[part], together) if rewards else None
         for name, value in scored.reward.items() if scored else ():
             values[name].append(value)
         said |= dict.fromkeys(scored.failures if scored else ())

@@ -40,7 +40,8 @@ def write_skeleton(folder: Path, index: dict | None = None, *, sharded: bool = T
             (folder / part).mkdir()
             library, kind = value
             if kind.endswith(("Scheduler", "Tokenizer", "TokenizerFast")):
-                (folder / part / f"{part}_config.json").write_text("{}")
+                name = "scheduler_config.json" if kind.endswith("Scheduler") else "tokenizer.json"
+                (folder / part / name).write_text("{}")
                 continue
             (folder / part / "config.json").write_text(json.dumps({"_class_name": kind, **CONFIG.get(part, {})}))
             if part == "transformer" and sharded:

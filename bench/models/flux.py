@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.models.parts import ATTENTION, computing, load_part, random_encoder, save, token_ids
+from bench.models.parts import ATTENTION, computing, load_encoder, load_part, random_encoder, save, token_ids
 from bench.policy import Build, Condition, Encoder, Row
 
 T5_LENGTH = {True: 512, False: 256}
@@ -60,9 +59,8 @@ class Flux:
             return random_encoder((config.pooled_projection_dim,), (most, config.joint_attention_dim))
         from transformers import AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-        clip: Any = CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=self.build.frozen)
-        t5: Any = T5EncoderModel.from_pretrained(self.folder / "text_encoder_2", dtype=self.build.frozen)
-        clip, t5 = clip.to(self.device), t5.to(self.device)
+        clip = load_encoder(CLIPTextModel, self.folder, "text_encoder", self.build)
+        t5 = load_encoder(T5EncoderModel, self.folder, "text_encoder_2", self.build)
         clip_tokens = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         t5_tokens = AutoTokenizer.from_pretrained(self.folder / "tokenizer_2")
 

@@ -1,6 +1,6 @@
 """Repositories of the Hugging Face hub: which of their files are on this machine, what they hold, and fetching them.
 
-Only `bench prepare` asks the hub; runs look at its cache on this machine alone.
+Of models only `bench prepare` asks the hub; runs look at its cache on this machine alone.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from bench.noise import keyed, reproducible
@@ -32,13 +33,38 @@ def load_part(kind: Any, folder: Path, part: str, build: Build, dtype: torch.dty
         part: its folder there.
         build: says where the weights come from.
         dtype: of the parameters.
+
+    Raises:
+        RuntimeError: if its files lack tensors.
     """
     if build.weights == "random":
         with reproducible(0, build.device):
             model: Any = kind.from_config(json.loads((folder / part / "config.json").read_text()))
         _cast(model, dtype)
         return model.to(build.device).eval()
-    return kind.from_pretrained(folder / part, torch_dtype=dtype).to(build.device).eval()
+    model, told = kind.from_pretrained(folder / part, torch_dtype=dtype, output_loading_info=True)
+    _check_whole(part, told)
+    return model.to(build.device).eval()
+
+
+def load_encoder(kind: Any, folder: Path, part: str, build: Build) -> Any:
+    """Return a frozen encoder of a pipeline, of a class in transformers, on the build's device.
+
+    Raises:
+        RuntimeError: if its file lacks tensors, which transformers would draw at random.
+    """
+    model, told = kind.from_pretrained(folder / part, dtype=build.frozen, output_loading_info=True)
+    _check_whole(part, told)
+    return model.to(build.device).eval()
+
+
+def _check_whole(part: str, told: Mapping[str, Any]) -> None:
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise RuntimeError(
+            f"{part} lacks {len(missing)} tensors of its configuration ({missing[0]} is the first): fetch the whole "
+            "repository again"
+        )
 
 
 def _cast(model: Any, dtype: torch.dtype) -> None:
@@ -78,12 +104,21 @@ def has_part(folder: Path, part: str) -> bool:
 def negative_first(condition: Condition) -> tuple[Tensor, ...]:
     """Return the rows of classifier-free guidance: the empty prompt, as often as there are rows, then the prompts.
 
+    What the empty prompt lacks, a first frame, is known to both halves.
+
     Raises:
         ValueError: if the condition has nothing to lead away from.
     """
     if condition.negative is None:
         raise ValueError("classifier-free guidance leads away from the empty prompt, and the condition has none")
-    return tuple(torch.cat([n.expand_as(t), t]) for n, t in zip(condition.negative, condition.tensors, strict=True))
+    negative = (*condition.negative, *condition.tensors[len(condition.negative) :])
+    return tuple(torch.cat([n.expand_as(t), t]) for n, t in zip(negative, condition.tensors, strict=True))
+
+
+def guided(halves: Float[Tensor, "both *latent"], guidance: float) -> Float[Tensor, "row *latent"]:
+    """Return the velocity that leads away from the empty prompt's, of the rows of `negative_first`."""
+    negative, positive = halves.chunk(2)
+    return negative + guidance * (positive - negative)
 
 
 def save(model: Any, source: Path, folder: Path, part: str, lora_saver: Callable[..., Any]) -> None:

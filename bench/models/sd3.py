@@ -12,7 +12,9 @@ from torch import Tensor
 from bench.models.parts import (
     ATTENTION,
     computing,
+    guided,
     has_part,
+    load_encoder,
     load_part,
     negative_first,
     random_encoder,
@@ -74,12 +76,14 @@ class Sd3:
             return random_encoder((config.pooled_projection_dim,), shape)
         from transformers import AutoTokenizer, CLIPTextModelWithProjection, T5EncoderModel
 
-        def part(kind: Any, name: str) -> Any:
-            return kind.from_pretrained(self.folder / name, dtype=build.frozen).to(self.device)
-
-        clips = [part(CLIPTextModelWithProjection, name) for name in ("text_encoder", "text_encoder_2")]
+        clips = [
+            load_encoder(CLIPTextModelWithProjection, self.folder, name, build)
+            for name in ("text_encoder", "text_encoder_2")
+        ]
         readers: Any = [AutoTokenizer.from_pretrained(self.folder / name) for name in ("tokenizer", "tokenizer_2")]
-        t5 = part(T5EncoderModel, "text_encoder_3") if has_part(self.folder, "text_encoder_3") else None
+        t5 = None
+        if has_part(self.folder, "text_encoder_3"):
+            t5 = load_encoder(T5EncoderModel, self.folder, "text_encoder_3", build)
         t5_reader: Any = AutoTokenizer.from_pretrained(self.folder / "tokenizer_3") if t5 is not None else None
 
         @torch.no_grad()
@@ -103,20 +107,17 @@ class Sd3:
         self, x: Float[Tensor, "row channel high wide"], sigma: Float[Tensor, " row"], condition: Condition
     ) -> Float[Tensor, "row channel high wide"]:
         """Return noise minus image, guided: with the empty prompt's half of the batch first, as in the pipeline."""
-        guided = self.calls_per_velocity == 2
-        pooled, tokens = negative_first(condition) if guided else condition.tensors
+        twice = self.calls_per_velocity == 2
+        pooled, tokens = negative_first(condition) if twice else condition.tensors
         with computing(self.build):
             velocity = self.model(
-                hidden_states=torch.cat([x, x]) if guided else x,
-                timestep=1000 * (torch.cat([sigma, sigma]) if guided else sigma),
+                hidden_states=torch.cat([x, x]) if twice else x,
+                timestep=1000 * (torch.cat([sigma, sigma]) if twice else sigma),
                 pooled_projections=pooled.float(),
                 encoder_hidden_states=tokens.float(),
                 return_dict=False,
             )[0].float()
-        if not guided:
-            return velocity
-        negative, positive = velocity.chunk(2)
-        return negative + self.build.guidance * (positive - negative)
+        return guided(velocity, self.build.guidance) if twice else velocity
 
     @torch.no_grad()
     def decode(self, x0: Float[Tensor, "row channel high wide"]) -> Float[Tensor, "row 3 height width"]:

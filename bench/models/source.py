@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bench.models import hub
 from bench.models.catalog import Family, ModelEntry
-from bench.models.layout import check_complete, checked_index, flaws, unfinished
+from bench.models.layout import check_complete, checked_index, flaws, parts, read_object, unfinished
 from bench.registry import InputError, load, nearest
 
 CONFIGURATIONS = Path(__file__).parent / "configs"
@@ -45,6 +45,8 @@ def resolve_model(name: str, plugins: Sequence[Path] = (), *, weights: str = "pr
             machine or not whole, with the command that fetches them.
     """
     if weights == "random" and (source := described(name, plugins)).folder.is_dir():
+        check_generation(name, source)
+        check_described(name, source)
         return source
     entry = entry_of(name, plugins)
     if entry is None:
@@ -53,8 +55,16 @@ def resolve_model(name: str, plugins: Sequence[Path] = (), *, weights: str = "pr
         folder = _registered(name, entry)
         source = ModelSource(family=load("families", plugins).get(entry.family), folder=folder)
     check_complete(name, source.folder, _remedy(name, source))
-    check_generation(name, source.folder)
+    check_generation(name, source)
     return source
+
+
+def check_described(name: str, source: ModelSource) -> None:
+    """Raise InputError unless what an adapter builds of random weights has its configurations, where there is such."""
+    there = parts(checked_index(name, source.folder))
+    lacking = [part for part in ("transformer", "vae") if part in there and not part_config(source.folder, part)]
+    if lacking:
+        raise InputError(f"model {name!r} lacks the configuration of {', '.join(lacking)}: fetch the repository again")
 
 
 def described(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
@@ -66,6 +76,8 @@ def described(name: str, plugins: Sequence[Path] = ()) -> ModelSource:
     if entry is None:
         return _unregistered(name, plugins)
     folder = Path(entry.source) if Path(entry.source).is_dir() else CONFIGURATIONS / name
+    if not folder.is_dir():  # a name from elsewhere
+        folder = _fetched(entry) or folder
     return ModelSource(family=load("families", plugins).get(entry.family), folder=folder)
 
 
@@ -81,15 +93,23 @@ def family_of(name: str, folder: Path, plugins: Sequence[Path] = ()) -> Family:
     return known[kind]
 
 
-def check_generation(name: str, folder: Path) -> None:
+def check_generation(name: str, source: ModelSource) -> None:
     """Raise InputError for pipelines of a known class whose models are of a kind that no adapter drives."""
+    folder, family = source.folder, source.family
     index = checked_index(name, folder)
     later = [key for key in ("transformer_2", "boundary_ratio", "expand_timesteps") if _said(index.get(key))]
     if later:
         raise InputError(
             f"model {name!r} is of Wan2.2, by its {' and '.join(later)}; the adapter drives Wan2.1: give one"
         )
-    if part_config(folder, "transformer").get("pos_embed_seq_len"):
+    config = part_config(folder, "transformer")
+    kind = config.get("_class_name", family.transformer)
+    if family.transformer and kind != family.transformer:
+        raise InputError(f"model {name!r} has a {kind} where its pipeline has a {family.transformer}; give another")
+    if "image_dim" in config and family.first_frame != (config["image_dim"] is not None):
+        from_image = "" if config["image_dim"] is not None else "out"
+        raise InputError(f"model {name!r} has a transformer with{from_image} a first frame under the other's pipeline")
+    if config.get("pos_embed_seq_len"):
         raise InputError(f"model {name!r} starts from a first and a last frame; give a Wan2.1 model of a first frame")
 
 
@@ -124,11 +144,18 @@ def vae_factors(vae: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def part_config(folder: Path, part: str) -> dict[str, Any]:
-    """Return the configuration of a part; empty where it has none."""
+    """Return the configuration of a part; empty where it has none.
+
+    Raises:
+        InputError: if it has one that cannot be read.
+    """
     for name in ("config.json", "scheduler_config.json"):
         path = folder / part / name
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
+            config = read_object(path)
+            if config is None:
+                raise InputError(f"{path} is damaged: fetch the whole repository again")
+            return config
     return {}
 
 
@@ -143,7 +170,8 @@ def dynamic_shift(source: ModelSource, height: int, width: int) -> float:
     """
     scheduler = part_config(source.folder, "scheduler")
     if not scheduler.get("use_dynamic_shifting"):
-        raise InputError(f"shift=dynamic: this model's scheduler has a fixed one, {scheduler.get('shift', 1.0)}")
+        fixed = scheduler.get("shift", scheduler.get("flow_shift", 1.0))
+        raise InputError(f"shift=dynamic: this model's scheduler has a fixed one, {fixed}")
     token = source.family.patch * vae_factors(part_config(source.folder, "vae"))[0]
     least, most = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
     low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
@@ -154,6 +182,13 @@ def dynamic_shift(source: ModelSource, height: int, width: int) -> float:
 def entry_of(name: str, plugins: Sequence[Path] = ()) -> ModelEntry | None:
     """Return the entry of a registered name; None for a folder."""
     return load("models", plugins).values.get(name)
+
+
+def known_as(name: str, plugins: Sequence[Path] = ()) -> ModelEntry | None:
+    """Return the entry of a registered name, or of the hub's repository that it stands for, at whatever revision."""
+    models = load("models", plugins).values
+    bare = name.partition("@")[0]
+    return models.get(bare) or next((entry for entry in models.values() if entry.source == bare), None)
 
 
 def model_digest(name: str, plugins: Sequence[Path] = (), *, weights: str = "pretrained") -> str:
@@ -167,6 +202,22 @@ def model_digest(name: str, plugins: Sequence[Path] = (), *, weights: str = "pre
         folder = None if weights == "random" else _fetched(entry)
         return folder_digest(folder) if folder is not None else ""
     return folder_digest(resolve_model(name, plugins, weights=weights).folder)
+
+
+def adapter_digest(family: Family) -> str:
+    """Return a short hash of the file of a family's adapter: what encodes its prompts.
+
+    Raises:
+        InputError: if it is no module:class of a module that is there.
+    """
+    module, _, name = family.adapter.partition(":")
+    try:
+        spec = find_spec(module) if name else None
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise InputError(f"the family's adapter {family.adapter!r} is no module:class that can be imported; mend it")
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:8]
 
 
 def folder_digest(folder: Path) -> str:
@@ -194,6 +245,10 @@ def _unregistered(name: str, plugins: Sequence[Path]) -> ModelSource:
     if not folder.is_dir():
         if folder.is_file():
             raise InputError(f"model {name!r} is a file: give a pipeline's folder in diffusers' layout, or a hub id")
+        registered, _, revision = name.partition("@")
+        entry = entry_of(registered, plugins) if revision else None
+        if entry is not None and hub.hub_id(entry.source) is not None:
+            repository = hub.hub_id(f"{entry.source}@{revision}")
         if repository is None:
             hint = nearest(name, load("models", plugins).values)
             raise InputError(f"unknown model {name!r}{hint}; or give a folder in diffusers' layout, or a hub id")

@@ -10,7 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.models.parts import ATTENTION, computing, load_part, random_encoder, save
+from bench.models.parts import (
+    ATTENTION,
+    computing,
+    guided,
+    load_encoder,
+    load_part,
+    negative_first,
+    random_encoder,
+    save,
+)
 from bench.models.source import vae_factors
 from bench.models.wan_frames import frame_encoder
 from bench.policy import Build, Condition, Encoder, Row
@@ -76,18 +85,13 @@ class Wan:
         self, x: Float[Tensor, "row channel frame height width"], sigma: Float[Tensor, " row"], condition: Condition
     ) -> Float[Tensor, "row channel frame height width"]:
         """Return noise minus video as the transformer predicts it, guided."""
-        text, *frame = condition.tensors
         if self.calls_per_velocity == 1:
-            return self._predicted(x, sigma, text, frame)
-        if condition.negative is None:
-            raise ValueError(f"guidance={self.build.guidance:g} needs the empty prompt's encoding; encode it too")
-        empty = condition.negative[0].expand_as(text)
-        # One forward of both halves; the frame is known to either.
-        both = self._predicted(x.repeat(2, 1, 1, 1, 1), sigma.repeat(2), torch.cat([empty, text]), _twice(frame))
-        without, told = both.chunk(2)
-        return without + self.build.guidance * (told - without)
+            return self._predicted(x, sigma, condition.tensors)
+        halves = self._predicted(torch.cat([x, x]), torch.cat([sigma, sigma]), negative_first(condition))
+        return guided(halves, self.build.guidance)
 
-    def _predicted(self, x: Tensor, sigma: Tensor, text: Tensor, frame: list[Tensor]) -> Tensor:
+    def _predicted(self, x: Tensor, sigma: Tensor, told: tuple[Tensor, ...]) -> Tensor:
+        text, *frame = told
         image, known = frame or (None, None)
         with computing(self.build):
             velocity = self.model(
@@ -103,12 +107,8 @@ class Wan:
     def decode(
         self, x0: Float[Tensor, "row channel frame height width"]
     ) -> Float[Tensor, "row shown 3 pixels_down pixels_across"]:
-        """Return the VAE's videos of latents.
-
-        One at a time: a video's activations take gigabytes at full size, and fill a device by themselves.
-        """
-        z = (x0 * self.std + self.mean).to(self.vae.dtype)
-        videos = torch.cat([self.vae.decode(one).sample.float() for one in z.split(1)])
+        """Return the VAE's videos of latents, all at once: at full size a call is of one, by `micro_batch`."""
+        videos = self.vae.decode((x0 * self.std + self.mean).to(self.vae.dtype)).sample.float()
         return (videos / 2 + 0.5).clamp(0, 1).transpose(1, 2).contiguous()
 
     @torch.no_grad()
@@ -158,19 +158,17 @@ def text_encoder(folder: Path, build: Build) -> Any:
     from diffusers.pipelines.wan.pipeline_wan import prompt_clean
     from transformers import AutoTokenizer, UMT5EncoderModel
 
-    model: Any = UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=build.frozen)
-    model, tokenizer = model.to(build.device), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = load_encoder(UMT5EncoderModel, folder, "text_encoder", build)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+    length = min(TEXT_LENGTH, tokenizer.model_max_length)
 
     @torch.no_grad()
     def encode(prompt: str) -> Tensor:
         told = tokenizer(
-            prompt_clean(prompt), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+            prompt_clean(prompt), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).to(build.device)
         tokens = model(told.input_ids, told.attention_mask).last_hidden_state
         return (tokens * told.attention_mask.unsqueeze(-1).to(tokens.dtype))[0].cpu()
 
     return encode
-
-
-def _twice(parts: list[Tensor]) -> list[Tensor]:
-    return [torch.cat([part, part]) for part in parts]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.models.parts import load_encoder
 from bench.policy import Build, Row
 from bench.registry import InputError
 
@@ -28,8 +29,8 @@ def frame_encoder(folder: Path, build: Build, latent: Callable[[Tensor], Tensor]
     from diffusers.video_processor import VideoProcessor
     from transformers import CLIPImageProcessor, CLIPVisionModel
 
-    model: Any = CLIPVisionModel.from_pretrained(folder / "image_encoder", dtype=build.frozen)
-    model, pixels = model.to(build.device), CLIPImageProcessor.from_pretrained(folder / "image_processor")
+    model = load_encoder(CLIPVisionModel, folder, "image_encoder", build)
+    pixels = CLIPImageProcessor.from_pretrained(folder / "image_processor")
     processor = VideoProcessor()
 
     @torch.no_grad()

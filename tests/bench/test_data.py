@@ -197,16 +197,18 @@ def test_images_are_absolute_and_by_prompt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     framed(tmp_path, [(prompt, red if prompt == CATS[7] else "") for prompt in CATS])
 
-    assert load_prompts("a.csv").images == {CATS[7]: str(tmp_path / "red.png")}
+    assert load_prompts("a.csv", framed=True).images == {CATS[7]: str(tmp_path / "red.png")}
 
 
 def test_the_digest_is_of_prompts_and_of_what_their_images_show(tmp_path):
     plain = load_prompts(str(text(tmp_path / "a", CATS)))
     red = frame(tmp_path / "red.png", "red")
-    without = load_prompts(framed(tmp_path, [(prompt, "") for prompt in CATS]))
-    seven = load_prompts(framed(tmp_path, [(prompt, red if prompt == CATS[7] else "") for prompt in CATS]))
+    without = load_prompts(framed(tmp_path, [(prompt, "") for prompt in CATS]), framed=True)
+    seven = load_prompts(framed(tmp_path, [(prompt, red if prompt == CATS[7] else "") for prompt in CATS]), framed=True)
     of_red = seven.digest
-    eight = load_prompts(framed(tmp_path, [(prompt, red if prompt == CATS[8] else "") for prompt in CATS])).digest
+    eight = load_prompts(
+        framed(tmp_path, [(prompt, red if prompt == CATS[8] else "") for prompt in CATS]), framed=True
+    ).digest
     frame(tmp_path / "red.png", "blue")
 
     assert without.digest == plain.digest
@@ -219,13 +221,20 @@ def test_an_image_may_be_elsewhere_under_another_name(tmp_path):
     assert len(digests) == 1
 
 
+def test_a_model_of_texts_alone_reads_no_column_of_images(tmp_path):
+    rows = [(prompt, "https://example.org/gone.png") for prompt in CATS]
+    assert load_prompts(framed(tmp_path, rows)).images == {}
+    with pytest.raises(InputError, match="is not there"):
+        load_prompts(framed(tmp_path, rows), framed=True)
+
+
 def test_one_prompt_with_two_images_is_refused(tmp_path):
     red, blue = frame(tmp_path / "red.png", "red"), frame(tmp_path / "blue.png", "blue")
     rows = [(prompt, red) for prompt in CATS]
-    same = load_prompts(framed(tmp_path, [*rows, (CATS[3], f"../{tmp_path.name}/red.png"), (CATS[4], "")]))
+    same = load_prompts(framed(tmp_path, [*rows, (CATS[3], f"../{tmp_path.name}/red.png"), (CATS[4], "")]), framed=True)
     assert same.counts.duplicates == 2
     with pytest.raises(InputError, match=r"line 62: this prompt has another image, 'red.png'"):
-        load_prompts(framed(tmp_path, [*rows, (CATS[3], blue)]))
+        load_prompts(framed(tmp_path, [*rows, (CATS[3], blue)]), framed=True)
 
 
 @settings(max_examples=50)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bench.conformance.toy import ToyPolicy
-from bench.encoded import cache_folder, encode
+from bench.encoded import encode, place
+from bench.environment import cache_folder
 from bench.policy import Encoder, encoded
 from bench.processes import Processes
 
@@ -98,16 +99,30 @@ def test_each_process_encodes_its_share_and_sees_all(tmp_path):
 
     found = on_disk(first, tmp_path, texts, processes=Meeting(rank=0, count=2, group=other))
     assert found.rows(torch.arange(6)).tensors[0].shape == (6, 2)
-    assert (len(first.asked), len(second.asked)) == (3, 3)
+    shares = {text: int(place(tmp_path, text, None).stem, 16) % 2 for text in texts}
+    assert {text for text, _ in first.asked} == {text for text, share in shares.items() if share == 0}
+    assert {text for text, _ in second.asked} == {text for text, share in shares.items() if share == 1}
 
 
 def test_a_half_written_file_is_no_row(tmp_path):
     policy = Asked()
-    (file,) = on_disk(policy, tmp_path, ("a",)).files
+    on_disk(policy, tmp_path, ("a",))
+    file = place(tmp_path, "a", None)
     file.rename(file.with_suffix(".123.part"))
     on_disk(policy, tmp_path, ("a",))
     assert policy.loaded == 2
     assert file.is_file()
+
+
+@pytest.mark.parametrize("size", [0, 5, 90])
+def test_a_row_that_was_cut_short_is_encoded_anew(tmp_path, size):
+    policy = Asked()
+    on_disk(policy, tmp_path, ("a",))
+    file = place(tmp_path, "a", None)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:size])
+    on_disk(policy, tmp_path, ("a",))
+    assert file.read_bytes() == whole
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):

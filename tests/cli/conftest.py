@@ -83,7 +83,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "no_column.csv": "id,Prompt\n1,a cat\n",
         "nested.json": '{"train": ["a cat"]}',
         "no.parquet": "a cat\n",
-        "frames.csv": "prompt,image\na cat,gone.png\n",
         "few.txt": "".join(f"a picture of {n} cats\n" for n in range(3)),
         "prompts.txt": "".join(f"a picture of {n} cats\n" for n in range(60)),
         "file": "",
@@ -122,7 +121,8 @@ def write_models(folder: Path) -> None:
                 continue
             (folder / name / part).mkdir()
             if name != "hollow":
-                (folder / name / part / "config.json").write_text(json.dumps(config))
+                file = "scheduler_config.json" if part == "scheduler" else "config.json"
+                (folder / name / part / file).write_text(json.dumps(config))
             if name != "hollow" and part != "scheduler":
                 weights = "model" if part == "text_encoder" else "diffusion_pytorch_model"
                 (folder / name / part / f"{weights}.safetensors").write_bytes(NO_TENSORS)

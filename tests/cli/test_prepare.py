@@ -9,14 +9,16 @@ from pathlib import Path
 import hub_server
 import pytest
 from hub_server import HubServer
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from skeleton import INDEX, write_skeleton
 
 from bench.models.catalog import MODELS
 from bench.models.source import CONFIGURATIONS, resolve_model
 from bench.prepare import spoken
 
+SHARDS = "transformer/diffusion_pytorch_model.safetensors.index.json"
 VAE = "vae/diffusion_pytorch_model.safetensors"
+CONFIG = "transformer/config.json"
 MODEL = ["prepare", "--model", "someone/model"]
 SCORER = """
 from rewards.control import Random
@@ -55,7 +57,7 @@ def test_a_dry_run_lists_files_sizes_and_the_licence_and_fetches_none(hub, call,
     assert "flux1-dev" not in answer.out
     assert "fp16" not in answer.out
     assert answer.out.splitlines()[-1] == "something is missing"
-    assert hub.downloads == ["model_index.json"]
+    assert hub.downloads == ["model_index.json", CONFIG]
     assert not any((tmp_path / "cache").rglob("models--*"))
 
 
@@ -99,7 +101,7 @@ def test_after_a_download_that_broke_the_same_command_fetches_the_rest(hub, call
     listing.unlink()  # a commit's sizes do not change on a real hub
     hub.downloads.clear()
     assert call(MODEL).status == 0
-    assert set(hub.downloads) == {"model_index.json", VAE}
+    assert set(hub.downloads) == {"model_index.json", CONFIG, VAE}
 
 
 def test_a_file_that_was_cut_short_in_the_cache_is_fetched_anew(hub, call):
@@ -110,7 +112,7 @@ def test_a_file_that_was_cut_short_in_the_cache_is_fetched_anew(hub, call):
     hub.downloads.clear()
 
     assert call(MODEL).status == 0
-    assert hub.downloads == ["model_index.json", VAE]
+    assert hub.downloads == ["model_index.json", CONFIG, VAE]
     assert (resolve_model("someone/model").folder / VAE).read_bytes() == whole
 
 
@@ -180,6 +182,83 @@ def test_a_repository_of_another_family_is_refused_after_its_index_alone(hub, ca
     assert answer.status == 2
     assert "is a StableDiffusionXLPipeline" in answer.err
     assert hub.downloads == ["model_index.json"]
+
+
+def wan(folder: Path, **changes: object) -> Path:
+    return write_skeleton(folder, INDEX | {"_class_name": "WanPipeline"} | changes)
+
+
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_pipeline_that_no_adapter_drives_is_refused_after_its_index_alone(hub, call, tmp_path, words):
+    hub.add("someone/wan", wan(tmp_path / "repositories" / "wan", boundary_ratio=0.875))
+    answer = call(["prepare", "--model", "someone/wan", *words])
+    assert answer.status == 2
+    assert "is of Wan2.2, by its boundary_ratio" in answer.err
+    assert answer.err.count("\n") == 1
+    assert hub.downloads == ["model_index.json"]
+
+
+def test_a_transformer_that_no_adapter_drives_is_refused_after_its_configuration(hub, call, tmp_path):
+    folder = wan(tmp_path / "repositories" / "wan")
+    (folder / CONFIG).write_text('{"pos_embed_seq_len": 514}')
+    hub.add("someone/wan", folder)
+    answer = call(["prepare", "--model", "someone/wan"])
+    assert answer.status == 2
+    assert "starts from a first and a last frame" in answer.err
+    assert hub.downloads == ["model_index.json", CONFIG]
+
+
+def test_what_is_here_and_no_adapter_drives_is_refused(hub, call, tmp_path):
+    hub.add("someone/wan", wan(tmp_path / "repositories" / "wan", expand_timesteps=True))
+    snapshot_download("someone/wan")
+    hub.requests.clear()
+    answer = call(["prepare", "--model", "someone/wan"])
+    assert answer.status == 2
+    assert "is of Wan2.2, by its expand_timesteps" in answer.err
+    assert "here" not in answer.out
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("file", ["tokenizer/tokenizer.json", "scheduler/scheduler_config.json", SHARDS])
+def test_a_snapshot_without_a_file_that_its_parts_read_is_not_whole(hub, call, file):
+    snapshot_download("someone/model", ignore_patterns=[file])
+    hub.downloads.clear()
+    listed = call([*MODEL, "--dry-run"])
+    assert listed.status == 1
+    assert [line.split()[-1] for line in listed.out.splitlines() if "to fetch  " in line] == [file]
+    assert call(MODEL).out.splitlines()[-1] == "everything is here"
+    assert (resolve_model("someone/model").folder / file).is_file()
+
+
+def test_an_index_that_is_damaged_in_the_cache_is_fetched_anew(hub, call):
+    here = Path(snapshot_download("someone/model"))
+    (here / "model_index.json").resolve().write_text("{")
+    assert call(MODEL).out.splitlines()[-1] == "everything is here"
+    assert json.loads((here / "model_index.json").read_text()) == INDEX
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("tokenizer/tokenizer.json", "tokenizer has no vocabulary (tokenizer.json)"),
+        (SHARDS, "transformer has shards without their index (diffusion_pytorch_model.safetensors.index.json)"),
+    ],
+)
+def test_a_repository_that_lacks_what_its_parts_read_is_refused_before_it_is_fetched(hub, call, folder, file, said):
+    (folder / file).rename(folder / "tokenizer" / "README.md")
+    answer = call(MODEL)
+    assert (answer.status, answer.err) == (
+        2,
+        f"bench: someone/model is not complete: {said}; give another repository\n",
+    )
+    assert hub.downloads == ["model_index.json", CONFIG]
+
+
+def test_files_are_listed_in_order(hub, call, folder):
+    files = [line.split()[-1] for line in call([*MODEL, "--dry-run"]).out.splitlines() if "to fetch  " in line]
+    assert files[0] == "model_index.json"
+    assert len(files) == 11
+    assert files[1:] == sorted(files[1:])
 
 
 def test_weights_that_are_no_safetensors_are_refused(hub, call, folder):

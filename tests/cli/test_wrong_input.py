@@ -206,7 +206,6 @@ PROMPTS = {
     "no-column": ([*DANCE, "--prompts", "@/no_column.csv"], ["no column prompt, caption or text", "'id', 'Prompt'"]),
     "nested": ([*DANCE, "--prompts", "@/nested.json"], ["nested.json' holds an object", "a list of prompts"]),
     "no-parquet": ([*DANCE, "--prompts", "@/no.parquet"], ["no.parquet' is damaged, or no parquet"]),
-    "no-frame": ([*DANCE, "--prompts", "@/frames.csv"], ["frames.csv', line 2: the image 'gone.png' is not there"]),
     "no-set": ([*DANCE, "--prompts", "@"], ["several files that may be meant", "/FILE: "]),
     "no-hub-name": ([*DANCE, "--prompts", "hub:HPDv2"], ["hub:OWNER/NAME", "hub:ymhao/HPDv2"]),
     "hub-without-hub": ([*DANCE, "--prompts", "ymhao/HPDv2"], ["no such file", "hub:OWNER/NAME"]),

@@ -57,7 +57,7 @@ def test_the_images_are_those_that_training_starts_from(make, zygote: Zygote):
     assert zygote.run(job(suite)) == [[0]]
     (cell,) = suite.cells
     (row,) = read_cell(suite.folder / cell.folder).rows
-    stage = staged(Worker(suite=suite.folder, device=CPU), cell, {})
+    stage = staged(Worker(suite=suite.folder, device=CPU), [cell], 2, {})
     chosen = of_iteration(stage.prompts, cell.seed, 0, 2)
     texts = [stage.prompts[at] for at in chosen for _ in range(4)]
     watched = Stage(policy=stage.policy, featurizer=Scored(texts), prompts=stage.prompts, condition=stage.condition)
@@ -75,7 +75,7 @@ def test_a_plan_is_asked_as_training_asks_it_whatever_the_noise(suite, monkeypat
 
     monkeypatch.setattr(Dance, "plan", heard)
     cell = suite.cells[-1]
-    stage = staged(Worker(suite=suite.folder, device=CPU), cell, {})
+    stage = staged(Worker(suite=suite.folder, device=CPU), [cell], 2, {})
     leaves(stage, [cell], [7], 2)
     assert cell.seed == 3
     assert asked == [(at, tuple(of_iteration(stage.prompts, 3, at, 2)), 3) for at in range(2)]
