@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from bench.embedded import world
 from bench.embedded.make_text import LENGTH, WIDTH
 from bench.embedded.make_vae import bank
-from bench.embedded.training import Training, follow, muon_and_adamw, seeded, train
+from bench.embedded.training import Training, follow, muon_and_adamw, seeded, stratified_sigmas, train
 from rewards.shapes import Graded, Soft, Strict
 
 BATCH = 128
@@ -155,12 +155,6 @@ def quality(pipeline: FluxPipeline, transformer: Any, split: str, draws: int = 2
     return means
 
 
-def _sigmas(noise: torch.Generator) -> Tensor:
-    """Return one logit-normal sigma a sample, stratified over the batch so that its loss varies less."""
-    strata = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise)) / BATCH
-    return torch.sigmoid(0.4 + torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)))
-
-
 def _flow_loss(
     transformer: Any, banks: Mapping[str, tuple[Tensor, Tensor]], text: Mapping[str, Tensor], seed: int, steps: int
 ) -> Callable[[int], Tensor]:
@@ -171,7 +165,7 @@ def _flow_loss(
         latents, rows = banks["clean" if step < CLEAN_SHARE * steps else "web"]
         picks = torch.from_numpy(rng.integers(len(rows), size=BATCH))
         x0, told = latents[picks].float(), {name: value[rows[picks]] for name, value in text.items()}
-        eps, sigma = torch.randn(x0.shape, generator=noise), _sigmas(noise)
+        eps, sigma = torch.randn(x0.shape, generator=noise), stratified_sigmas(BATCH, 0.4, noise)
         x = x0 + sigma[:, None, None] * (eps - x0)
         return F.mse_loss(velocity(transformer, x, sigma, told), eps - x0)
 

@@ -38,18 +38,18 @@ def words() -> list[str]:
     return sorted({word for scene in world.scenes() for word in world.caption(scene).split()})
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """Return a byte-pair tokenizer in which every word of the world is one token."""
+def clip_tokenizer(letters: Sequence[str] = string.ascii_lowercase, length: int = LENGTH) -> CLIPTokenizer:
+    """Return a byte-pair tokenizer in which every word of the world is one token; letters spell the rest."""
     trained = Tokenizer(BPE())
     trained.pre_tokenizer = Whitespace()
-    ends = [f"{letter}</w>" for letter in string.ascii_lowercase]
+    ends = [f"{letter}</w>" for letter in letters]
     trainer = BpeTrainer(vocab_size=4096, show_progress=False, end_of_word_suffix="</w>", special_tokens=ends)
     trained.train_from_iterator(words(), trainer)
     model = json.loads(trained.to_str())["model"]
-    pieces = ["<|startoftext|>", "<|endoftext|>", *string.ascii_lowercase, *ends]
+    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *ends]
     pieces += [piece for piece in model["vocab"] if piece not in pieces]
     merges: Any = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, model_max_length=LENGTH)
+    return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, model_max_length=length)
 
 
 def moving_words() -> list[str]:
@@ -57,36 +57,38 @@ def moving_words() -> list[str]:
     return sorted({word for scene in moving.scenes() for word in moving.caption(scene).split()})
 
 
-def t5_tokenizer(known: Sequence[str]) -> T5Tokenizer:
+def t5_tokenizer(
+    known: Sequence[str], letters: Sequence[str] = string.ascii_lowercase, length: int = LENGTH
+) -> T5Tokenizer:
     """Return a unigram tokenizer in which every known word is one token; letters spell the rest."""
     vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    vocab += [(f"▁{word}", -1.0) for word in known] + [(letter, -10.0) for letter in string.ascii_lowercase]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)
+    vocab += [(f"▁{word}", -1.0) for word in known] + [(letter, -10.0) for letter in letters]
+    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=length)
 
 
-def clip_encoder(tokenizer: Any) -> CLIPTextModel:
+def clip_encoder(tokenizer: Any, kind: Any = CLIPTextModel, width: int = WIDTH) -> Any:
     """Return a random text encoder; trained jointly it was no better, so it stays as it was drawn."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        projection_dim=WIDTH,
-        intermediate_size=2 * WIDTH,
+        hidden_size=width,
+        projection_dim=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=tokenizer.model_max_length,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,  # pooling reads the first of these
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
+    return kind(config)
 
 
-def t5_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """Return a random text encoder with embeddings of unit variance."""
-    config = T5Config(
+def t5_encoder(tokenizer: T5Tokenizer, kind: Any = T5EncoderModel, configuration: Any = T5Config) -> Any:
+    """Return a random text encoder, T5's or UMT5's, with embeddings of unit variance."""
+    config = configuration(
         vocab_size=len(tokenizer), d_model=WIDTH, d_kv=WIDTH // 4, d_ff=2 * WIDTH, num_layers=2, num_heads=4
     )
-    encoder = T5EncoderModel(config)
+    encoder = kind(config)
     torch.nn.init.normal_(encoder.shared.weight)
     return encoder
 
@@ -110,16 +112,6 @@ def make_text(folder: Path, seed: int) -> Mapping[str, int]:
     return {"clip": len(clip), "t5": len(t5)}
 
 
-def umt5_encoder(tokenizer: T5Tokenizer) -> UMT5EncoderModel:
-    """Return a random text encoder of Wan's class, with embeddings of unit variance."""
-    config = UMT5Config(
-        vocab_size=len(tokenizer), d_model=WIDTH, d_kv=WIDTH // 4, d_ff=2 * WIDTH, num_layers=2, num_heads=4
-    )
-    encoder = UMT5EncoderModel(config)
-    torch.nn.init.normal_(encoder.shared.weight)
-    return encoder
-
-
 def make_wan_text(folder: Path, seed: int) -> Mapping[str, int]:
     """Write tokenizer, text encoder and scheduler of the video pipeline into `folder`; return the vocabulary's size.
 
@@ -132,7 +124,7 @@ def make_wan_text(folder: Path, seed: int) -> Mapping[str, int]:
         if len(tokenizer(word).input_ids) != 2:
             raise ValueError(f"{word!r} is {tokenizer.tokenize(word)}, not one token")
     tokenizer.save_pretrained(folder / "tokenizer")
-    umt5_encoder(tokenizer).save_pretrained(folder / "text_encoder")
+    t5_encoder(tokenizer, UMT5EncoderModel, UMT5Config).save_pretrained(folder / "text_encoder")
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     scheduler.save_pretrained(folder / "scheduler")
     return {"t5": len(tokenizer)}

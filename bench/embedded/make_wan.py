@@ -20,7 +20,7 @@ from transformers import T5Tokenizer, UMT5EncoderModel
 from bench.embedded import moving
 from bench.embedded.make_text import LENGTH, WIDTH
 from bench.embedded.make_wan_vae import CHANNELS, CHUNK, bank, codes
-from bench.embedded.training import Training, follow, muon_and_adamw, seeded, train
+from bench.embedded.training import Training, follow, muon_and_adamw, seeded, stratified_sigmas, train
 from rewards.moving import REWARDS
 
 BATCH = 64
@@ -144,12 +144,6 @@ def quality(pipeline: WanPipeline, transformer: Any, split: str, draws: int = 2)
     return means
 
 
-def _sigmas(noise: torch.Generator) -> Tensor:
-    """Return one logit-normal sigma a sample, stratified over the batch so that its loss varies less."""
-    strata = (torch.arange(BATCH) + torch.rand(BATCH, generator=noise)) / BATCH
-    return torch.sigmoid(0.5 + torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)))
-
-
 def _flow_loss(
     transformer: Any, banks: Mapping[str, tuple[Tensor, Tensor]], text: Tensor, silence: Tensor, seed: int, steps: int
 ) -> Callable[[int], Tensor]:
@@ -161,7 +155,7 @@ def _flow_loss(
         picks = torch.from_numpy(rng.integers(len(rows), size=BATCH))
         silent = torch.from_numpy(rng.random(BATCH) < SILENT)[:, None, None]
         x0, told = latents[picks].float(), torch.where(silent, silence, text[rows[picks]])
-        eps, sigma = torch.randn(x0.shape, generator=noise), _sigmas(noise)
+        eps, sigma = torch.randn(x0.shape, generator=noise), stratified_sigmas(BATCH, 0.5, noise)
         x = x0 + sigma[:, None, None, None, None] * (eps - x0)
         return F.mse_loss(velocity(transformer, x, sigma, told), eps - x0)
 

@@ -54,6 +54,12 @@ def seeded(*keys: int) -> tuple[np.random.Generator, torch.Generator]:
     return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
 
 
+def stratified_sigmas(count: int, centre: float, noise: torch.Generator) -> Tensor:
+    """Return one logit-normal sigma a sample, stratified over the batch so that its loss varies less."""
+    strata = (torch.arange(count) + torch.rand(count, generator=noise)) / count
+    return torch.sigmoid(centre + torch.special.ndtri(strata.clamp(1e-4, 1 - 1e-4)))
+
+
 def rate(step: int, steps: int, *, warm: int = 100, last: float = 0.03) -> float:
     """Return the factor on the learning rate: a linear warm-up, then half a cosine down to `last`."""
     if step < warm:

@@ -184,68 +184,37 @@ KINDS: Mapping[str, tuple[str, Callable[[], Parts]]] = MappingProxyType(
 
 def clip_tokenizer() -> Any:
     """Return a byte-pair tokenizer that spells what is no word of the embedded world by its bytes."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel, Whitespace
-    from tokenizers.trainers import BpeTrainer
-    from transformers import CLIPTokenizer
+    from tokenizers.pre_tokenizers import ByteLevel
 
-    from bench.embedded.make_text import words
+    from bench.embedded import make_text
 
-    letters = sorted(ByteLevel.alphabet())
-    ends = [f"{letter}</w>" for letter in letters]
-    trained = Tokenizer(BPE())
-    trained.pre_tokenizer = Whitespace()
-    trainer = BpeTrainer(vocab_size=4096, show_progress=False, end_of_word_suffix="</w>", special_tokens=ends)
-    trained.train_from_iterator(words(), trainer)
-    model = json.loads(trained.to_str())["model"]
-    pieces = ["<|startoftext|>", "<|endoftext|>", *letters, *ends]
-    pieces += [piece for piece in model["vocab"] if piece not in pieces]
-    merges: Any = [tuple(merge) for merge in model["merges"]]
-    return CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=merges, model_max_length=CLIP_LENGTH)
+    return make_text.clip_tokenizer(sorted(ByteLevel.alphabet()), CLIP_LENGTH)
 
 
 def t5_tokenizer(length: int) -> Any:
     """Return a unigram tokenizer; printable ASCII spells what is no word of the embedded world, the rest is unknown."""
-    from transformers import T5Tokenizer
+    from bench.embedded import make_text
 
-    from bench.embedded.make_text import words
-
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
-    vocab += [(f"▁{word}", -1.0) for word in words()] + [(chr(code), -10.0) for code in range(33, 127)]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=length)
+    return make_text.t5_tokenizer(make_text.words(), [chr(code) for code in range(33, 127)], length)
 
 
 def clip_encoder(tokenizer: Any, width: int, *, projected: bool) -> Any:
     """Return a random text encoder of this width; SD3's project what they pool."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        projection_dim=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,  # pooling reads the first of these
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModelWithProjection(config) if projected else CLIPTextModel(config)
+    from bench.embedded import make_text
+
+    return make_text.clip_encoder(tokenizer, CLIPTextModelWithProjection if projected else CLIPTextModel, width)
 
 
 def t5_encoder(tokenizer: Any, kind: str) -> Any:
     """Return a random text encoder, T5 or UMT5, with embeddings of unit variance."""
-    from torch.nn.init import normal_
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-    make: Any
-    make, configure = (T5EncoderModel, T5Config) if kind == "T5" else (UMT5EncoderModel, UMT5Config)
-    sizes: Any = {"d_model": WIDTH, "d_kv": WIDTH // 4, "d_ff": 2 * WIDTH, "num_layers": 2, "num_heads": 4}
-    encoder = make(configure(vocab_size=len(tokenizer), **sizes))
-    normal_(encoder.shared.weight)
-    return encoder
+    from bench.embedded import make_text
+
+    kinds = {"T5": (T5EncoderModel, T5Config), "UMT5": (UMT5EncoderModel, UMT5Config)}
+    return make_text.t5_encoder(tokenizer, *kinds[kind])
 
 
 def image_vae(*, scaling_factor: float, shift_factor: float) -> Any:
