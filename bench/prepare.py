@@ -11,9 +11,17 @@ from typing import Any
 from bench.contract import HubFile
 from bench.data import load_prompts
 from bench.datasets import HUB, hub_set, names_of
-from bench.models.hub import Listing, MissingError, Repository, fetch, hub_id, listing, offline, snapshot
+from bench.models.hub import Listing, MissingError, Repository, fetch, listing, offline, snapshot
 from bench.models.layout import checked_index, flaws, lacking_parts, needed, without_safetensors
-from bench.models.source import CONFIGURATIONS, ModelSource, check_generation, entry_of, family_of, resolve_model
+from bench.models.source import (
+    CONFIGURATIONS,
+    ModelSource,
+    check_generation,
+    family_of,
+    known_as,
+    repository_of,
+    resolve_model,
+)
 from bench.registry import InputError, Registry, load
 
 
@@ -132,9 +140,8 @@ def spoken(size: int) -> str:
 
 
 def _of_model(model: str, plugins: Sequence[Path]) -> list[Item]:
-    entry = entry_of(model, plugins)
-    repository = hub_id(model if entry is None else entry.source)
-    if repository is None or Path(model if entry is None else entry.source).is_dir():
+    entry, repository = known_as(model, plugins), repository_of(model, plugins)
+    if repository is None or Path(model).is_dir():
         resolve_model(model, plugins)
         return []
     known = {} if entry is None else {"licence": entry.licence, "restrictions": entry.restrictions, "size": entry.size}

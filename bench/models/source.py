@@ -191,6 +191,15 @@ def known_as(name: str, plugins: Sequence[Path] = ()) -> ModelEntry | None:
     return models.get(bare) or next((entry for entry in models.values() if entry.source == bare), None)
 
 
+def repository_of(name: str, plugins: Sequence[Path] = ()) -> hub.Repository | None:
+    """Return the hub's repository of a registered name or a hub id, either with an optional @revision."""
+    bare, at, revision = name.partition("@")
+    entry = entry_of(bare, plugins)
+    if entry is None:
+        return hub.hub_id(name)
+    return None if Path(entry.source).is_dir() else hub.hub_id(f"{entry.source}{at}{revision}")
+
+
 def model_digest(name: str, plugins: Sequence[Path] = (), *, weights: str = "pretrained") -> str:
     """Return a hash of a model's files; empty for a registered one whose files are not on this machine, or not needed.
 
@@ -241,14 +250,10 @@ def folder_digest(folder: Path) -> str:
 
 def _unregistered(name: str, plugins: Sequence[Path]) -> ModelSource:
     """Return the pipeline in a folder, or of a hub id, as far as it is on this machine."""
-    folder, repository = Path(name), hub.hub_id(name)
+    folder, repository = Path(name), repository_of(name, plugins)
     if not folder.is_dir():
         if folder.is_file():
             raise InputError(f"model {name!r} is a file: give a pipeline's folder in diffusers' layout, or a hub id")
-        registered, _, revision = name.partition("@")
-        entry = entry_of(registered, plugins) if revision else None
-        if entry is not None and hub.hub_id(entry.source) is not None:
-            repository = hub.hub_id(f"{entry.source}@{revision}")
         if repository is None:
             hint = nearest(name, load("models", plugins).values)
             raise InputError(f"unknown model {name!r}{hint}; or give a folder in diffusers' layout, or a hub id")

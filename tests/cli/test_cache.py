@@ -36,3 +36,13 @@ def test_a_pinned_or_spelt_out_registered_model_keeps_its_defaults(call, tmp_pat
     assert by_name is not None
     assert known_as("flux-dev@abc") == known_as("black-forest-labs/FLUX.1-dev@abc") == by_name
     assert known_as("someone/else") is None
+
+
+def test_a_pinned_registered_model_is_the_hubs_repository_at_that_revision():
+    from bench.models.hub import Repository
+    from bench.models.source import repository_of
+
+    name = "black-forest-labs/FLUX.1-dev"
+    assert repository_of("flux-dev") == repository_of(name) == Repository(name=name)
+    assert repository_of("flux-dev@abc") == repository_of(f"{name}@abc") == Repository(name=name, revision="abc")
+    assert repository_of("tiny-flux") is None
