@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_map
 
 from bench.contract import Memory
 from bench.processes import like, local, whole
-from bench.record import writing
 from bench.update import Trainer
+from bench.writing import writing
 
 KEEP = 2
 

@@ -23,6 +23,7 @@ from bench.policy import Policy, Rows
 from bench.processes import ALONE, Processes, local, whole
 from bench.schedule import sigma_grid
 from bench.update import Trainer
+from bench.writing import writing
 from eval.diversity import kid, median_distance, mmd2
 from eval.heldout import Evaluation, Featurizer, evaluate
 
@@ -73,7 +74,7 @@ def base_evaluations(
 
 def write_base(folder: Path, found: Evaluation, reference: Evaluation, judges: Judges, shared: Shared) -> None:
     """Write the base model's record."""
-    with record.writing(folder / "features.npz"):
+    with writing(folder / "features.npz"):
         np.savez(folder / "features.npz", reference=reference.features)
     write_samples(folder / "samples", found.images)
     result: record.BaseResult = {
@@ -163,8 +164,8 @@ def plain_scores(found: Evaluation) -> record.Scores:
 
 
 def units(rewards: Mapping[str, Reward]) -> dict[str, record.Unit]:
-    """Return what each reward's numbers mean."""
-    return {name: cast(record.Unit, asdict(reward.info)) for name, reward in rewards.items()}
+    """Return what each reward's numbers mean; a range without an end has null there."""
+    return {name: cast(record.Unit, reward.info.as_json()) for name, reward in rewards.items()}
 
 
 def write_samples(folder: Path, images: Float[Tensor, "shown *frame 3 height width"]) -> None:

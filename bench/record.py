@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+
+from bench.writing import writing
 
 VERSION = 2
 """Of rows and results; readers keep reading every version that was ever released. Since 2, a row's drift and ratio
@@ -37,11 +37,15 @@ class Unit(TypedDict):
     """What a metric's numbers mean."""
 
     unit: str
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """None where there is no end."""
     higher_is_better: bool
     revision: str
     reference: str
+    model: NotRequired[str]
+    """Of a scorer that has one; records of the first versions do not say."""
+    preprocessing: NotRequired[str]
 
 
 Calls = dict[str, int]
@@ -307,6 +311,13 @@ def read_result(path: Path) -> Any:
     return record
 
 
+def name_and_weight(item: str) -> tuple[str, str | None]:
+    """Return both parts of `name:weight`, None for a weight that is not there; colons in brackets are the name's."""
+    end = item.rfind(")") + 1
+    name, sign, weight = item[end:].partition(":")
+    return (item[:end] + name).strip(), weight if sign else None
+
+
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the complete rows of a metrics file; a last line cut short by a kill is not one.
 
@@ -366,38 +377,6 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-
-
-class WriteError(OSError):
-    """A file that cannot be written, and why."""
-
-    def __str__(self) -> str:
-        return f"{self.filename} cannot be written: {self.strerror}; once it can, the same command goes on"
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write inside into WriteError: a full disk says neither which file nor, through some
-    libraries, that it is full.
-    """
-    try:
-        yield
-    except Exception as error:
-        code = _system_error(error)
-        if code is None:
-            raise
-        raise WriteError(code, os.strerror(code), str(path)) from error
-
-
-def _system_error(error: BaseException | None) -> int | None:
-    """Return the system's number of an error, or of what it came from, or that it tells of in words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if told := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)):  # safetensors; shutil, of many files
-            return int(told[1] or told[2])
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _mapping(parse: Callable[[str], Any], path: Path) -> dict[str, Any]:

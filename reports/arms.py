@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.record import BaseResult, CellRecord, Result, SuiteRecord
+from bench.record import BaseResult, CellRecord, Result, SuiteRecord, name_and_weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ def base_of(result: Result, bases: Mapping[str, BaseResult]) -> BaseResult:
 
 def trained_on(shared: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the rewards that are trained on; in records each may carry a weight, as in soft:0.7."""
-    return tuple(name.partition(":")[0] for name in shared["rewards"])
+    return tuple(name_and_weight(name)[0] for name in shared["rewards"])
 
 
 def _told_apart(cell: CellRecord, alike: Sequence[CellRecord]) -> str:

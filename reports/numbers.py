@@ -48,9 +48,14 @@ def scale(values: Iterable[float]) -> tuple[str, float]:
     return next(((prefix, x) for prefix, x in (("P", 1e15), ("T", 1e12), ("G", 1e9)) if largest >= x), ("M", 1e6))
 
 
-def decimals(low: float, high: float) -> int:
-    """Return the decimals that show a metric of that range."""
-    return 3 if not math.isfinite(high - low) or high - low <= 20 else 2
+def decimals(low: float | None, high: float | None) -> int:
+    """Return the decimals that show a metric of that range, of which an end may be missing."""
+    return 2 if low is not None and high is not None and 20 < high - low < math.inf else 3
+
+
+def reach(low: float | None, high: float | None) -> str:
+    """Return a range, of which an end may be missing."""
+    return "unbounded" if low is None and high is None else f"{short(low)} to {short(high)}"
 
 
 def plain_value(value: Any) -> str:

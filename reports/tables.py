@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bench.record import Drift
+from bench.record import Drift, Unit
 from reports.arms import Arm
 from reports.grid import Cell, Column, Grid, csv_text, grid, plain, select
-from reports.numbers import NONE, decimals, fixed, plain_value, scale, short, trimmed, uncertain
+from reports.numbers import NONE, decimals, fixed, plain_value, reach, scale, short, trimmed, uncertain
 from reports.results import FLOPS, Line, Metric, Results
 
 NFE = (
@@ -86,6 +86,7 @@ def terminal(results: Results) -> list[str]:
         *plain(scores),
         "  mean and improvement over base, positive is better; * trained on",
         *kinds,
+        *(f"  {says}" for says in units(results)),
         "",
         *plain(cost),
     ]
@@ -162,14 +163,19 @@ def warnings_grid(arms: Sequence[Arm]) -> Grid:
 def metrics_grid(results: Results) -> Grid:
     """Return what each metric's numbers mean."""
     return grid(
-        [Column(title="metric", numeric=False, code=True), "use", "unit", "range", "better", "revision", "source"],
+        [
+            Column(title="metric", numeric=False, code=True),
+            *("use", "unit", "range", "better", "model", "preprocessing", "revision", "source"),
+        ],
         [
             (
                 metric.name,
                 _role(metric),
                 metric.unit["unit"],
-                f"{short(metric.unit['low'])} to {short(metric.unit['high'])}",
+                reach(metric.unit["low"], metric.unit["high"]),
                 "higher" if metric.unit["higher_is_better"] else "lower",
+                metric.unit.get("model") or NONE,
+                metric.unit.get("preprocessing") or NONE,
                 metric.unit["revision"],
                 metric.unit["reference"],
             )
@@ -190,10 +196,28 @@ def scores_legend(results: Results) -> list[str]:
         "prompts and noise. Improvements are positive where better.",
         "Trained on: the metric is the reward of training; its rise alone is no sign of quality. Held out: no arm was "
         "trained on it.",
+        *(f"{says}." for says in units(results)),
         *(f"Intervals: {kind}." for kind in interval_kinds(results)),
         "Bold: the best improvement of a metric, only if it is one, every arm has two seeds or more, and its interval "
         "meets no other arm's.",
         *(_drift(drift) for drift in results.drifts[:1]),
+    ]
+
+
+def units(results: Results) -> list[str]:
+    """Return what each metric's numbers are, a line each: unit, range, direction, revision; of a model's, how."""
+    return [": ".join((metric.name, "; ".join(_told(metric.unit)))) for metric in _ordered(results)]
+
+
+def _told(unit: Unit) -> list[str]:
+    better = "higher" if unit["higher_is_better"] else "lower"
+    how = [unit.get("model", ""), unit.get("preprocessing", "")]
+    return [
+        unit["unit"],
+        reach(unit["low"], unit["high"]),
+        f"{better} is better",
+        *filter(None, how),
+        f"revision {unit['revision']}",
     ]
 
 

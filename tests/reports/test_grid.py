@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.grid import Cell, Column, code, csv_text, escape, grid, markdown, plain, select, transposed
-from reports.numbers import decimals, fixed, plain_value, scale, signed, trimmed
+from reports.numbers import decimals, fixed, plain_value, reach, scale, signed, trimmed
 
 TABLE = grid(
     [
@@ -77,6 +77,8 @@ def test_numbers():
     assert (signed(-0.0001, 3), fixed(-0.0001, 3), signed(0.0, 1)) == ("0.000", "0.000", "0.0")
     assert (scale([3e11, 2e9]), scale([2e12]), scale([5.0])) == (("G", 1e9), ("T", 1e12), ("M", 1e6))
     assert (decimals(0.0, 1.0), decimals(0.0, 100.0), decimals(float("-inf"), float("inf"))) == (3, 2, 3)
+    assert (decimals(None, None), decimals(0.0, None), decimals(None, 1.0)) == (3, 3, 3)
+    assert (reach(-1.0, 1.0), reach(0.0, None), reach(None, None)) == ("−1 to 1", "0 to –", "unbounded")
     assert plain_value({"a": [1, None, True]}) == "{a: [1,none,true]}"
 
 

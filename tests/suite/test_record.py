@@ -18,6 +18,7 @@ from bench import record
 from bench.budget import spent
 from bench.config import LATER, Shared, digest, identity
 from bench.parse import replaced
+from bench.writing import WriteError, writing
 from reports.build import build
 
 FIRST = Path(__file__).parent / "records" / "v1"
@@ -153,7 +154,7 @@ def test_a_row_that_finds_no_room_names_its_file_and_leaves_those_before(tmp_pat
     path = tmp_path / "metrics.jsonl"
     record.append_row(path, row(0))
 
-    with files_up_to(path.stat().st_size + 10), pytest.raises(record.WriteError) as caught:
+    with files_up_to(path.stat().st_size + 10), pytest.raises(WriteError) as caught:
         record.append_row(path, row(1))
 
     assert str(caught.value) == f"{path} cannot be written: File too large; once it can, the same command goes on"
@@ -177,12 +178,12 @@ def row(iteration: int) -> Any:
 )
 def test_whoever_writes_a_full_disk_is_a_full_disk(said, tmp_path):
     says = f"{tmp_path} cannot be written: {os.strerror(28)}"
-    with pytest.raises(record.WriteError, match=says), record.writing(tmp_path):
+    with pytest.raises(WriteError, match=says), writing(tmp_path):
         raise said
 
 
 def test_an_error_that_is_none_of_the_disk_stays_what_it_is(tmp_path):
-    with pytest.raises(ArithmeticError), record.writing(tmp_path):
+    with pytest.raises(ArithmeticError), writing(tmp_path):
         raise ArithmeticError("7")
 
 
