@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,9 +19,11 @@ from bench.datasets import pinned
 from bench.environment import cache_folder, torchrun
 from bench.models.catalog import ModelEntry
 from bench.models.source import adapter_digest, check_size, described, dynamic_shift, entry_of, known_as, model_digest
-from bench.parse import ArmSpec, field_types, key_value, parse_arms, replaced, weights
+from bench.parse import ArmSpec, field_types, key_value, parse_arms, replaced, split_top, weights
 from bench.presets import PRESETS
+from bench.record import name_and_weight
 from bench.registry import InputError, Registry, load, nearest
+from bench.scorers.lookup import named
 from bench.suite import Suite, default_name
 
 EPILOG = """\
@@ -35,6 +37,7 @@ examples:
   bench check my_grpo.py
   bench theory
   bench prepare --model flux-dev --dry-run
+  bench serve hpsv2.1 --port 8000
   bench report quick-tiny-flux-0123456789
 """
 
@@ -81,6 +84,28 @@ def prepare_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def serve_parser() -> argparse.ArgumentParser:
+    """Return the parser of `bench serve`."""
+    about = "Serve a scorer over HTTP (docs/remote.md): --rewards 'remote(http://HOST:PORT)' asks it. Ctrl-C ends it."
+    parser = argparse.ArgumentParser(prog="bench serve", description=about, allow_abbrev=False)
+    add = parser.add_argument
+    add("scorer", metavar="SCORER", help="as in --rewards: hpsv2.1, or 'pickscore(scale=logit)'")
+    add("--plugin", type=Path, action="append", default=[], metavar="FILE", help="a file with REWARDS")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="to listen on; of one that other machines reach a token is wanted (default: 127.0.0.1)",
+    )
+    add("--port", type=int, default=8000, metavar="N", help="0 takes any that is free (default: 8000)")
+    add("--token-file", default="", metavar="FILE", help="has the secret that clients show (default: $ARBOR_TOKEN)")
+    add("--batch", type=int, default=32, metavar="N", help="most images of one call of the scorer (default: 32)")
+    add("--alone", action="store_true", help="never join requests: no last bit hangs on who else asks")
+    add("--max-bytes", type=int, default=2**28, metavar="N", help="longest request (default: 256 MiB)")
+    add("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    return parser
+
+
 def suite_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentParser:
     """Return a parser of what describes a suite, and where it lies and runs."""
     raw = argparse.RawDescriptionHelpFormatter
@@ -97,6 +122,7 @@ def suite_parser(prog: str, description: str, epilog: str) -> argparse.ArgumentP
     )
     add("--rewards", metavar="R", help="trained on: soft or a:0.7,b:0.3 (default: the model's)")
     prompts = "a text, .jsonl, .json, .csv or .parquet file, or hub:OWNER/NAME (default: the model's)"
+    add("--eval-rewards", metavar="R", help="held-out scorers beside those trained on (default: the model's)")
     add("--prompts", metavar="SET", help=prompts)
     add("--seeds", metavar="0,1,2", help="one cell an arm and seed (default: the preset's)")
     add("--iterations", metavar="N", type=int)
@@ -183,13 +209,13 @@ def make_suite(args: argparse.Namespace) -> Suite:
     for where, why in algorithms.broken.items() if args.algos == "all" else ():
         print(f"bench: {where} does not load, and is left out: {why}", file=sys.stderr)
     arms = [(spec, resolve(spec, shared, layers, algorithms)) for spec in specs]
-    shared = check_shared(shared, rewards, args.plugin)  # last: it may download prompts
+    shared, written = check_shared(shared, rewards, args.plugin)  # last: it may download prompts
     plugins = [str(path.resolve()) for path in args.plugin]
     title = default_name(name, shared) if args.suite is None else args.suite
     if not title or Path(title).name != title or title == "..":
         raise InputError(f"--suite {title!r}: a plain name is wanted, of a folder under --out")
     cells = [
-        make_cell(title, spec, seed, shared, algorithm, plugins)
+        dataclasses.replace(make_cell(title, spec, seed, shared, algorithm, plugins), scorers=written)
         for seed in seeds(args.seeds, preset.seeds)
         for spec, algorithm in arms
     ]
@@ -230,8 +256,9 @@ def model_keys(entry: ModelEntry | None) -> dict[str, Any]:
 def flags(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings given on the command line."""
     found: dict[str, Any] = {}
-    if args.rewards is not None:
-        found["rewards"] = [item.strip() for item in args.rewards.split(",") if item.strip()]
+    for key in ("rewards", "eval_rewards"):
+        if getattr(args, key) is not None:
+            found[key] = split_top(getattr(args, key))
     if args.iterations is not None:
         found["iterations"] = args.iterations
     if args.prompts is not None:
@@ -260,10 +287,15 @@ def config_file(path: Path | None) -> dict[str, Any]:
     return value
 
 
-def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> Shared:
-    """Return the shared keys with the digests of what they name, after checking that all of it exists."""
-    judged = tuple(dict.fromkeys((*weights(shared.rewards), *shared.eval_rewards)))
-    scorers = {name: rewards.get(name) for name in (*judged, *([shared.features] if shared.features else []))}
+def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> tuple[Shared, Mapping[str, str]]:
+    """Return the shared keys with the digests of what they name, after checking that all of it exists.
+
+    Scorers are called in them as in records; how those were written is returned beside.
+    """
+    scorers, labels = named((*shared.rewards, *shared.eval_rewards, *filter(None, [shared.features])), rewards)
+    trained, heldout = labels[: len(shared.rewards)], labels[len(shared.rewards) :][: len(shared.eval_rewards)]
+    shared = dataclasses.replace(shared, rewards=tuple(trained), features=labels[-1] if shared.features else "")
+    judged = tuple(dict.fromkeys((*weights(trained), *check_unweighted(heldout))))
     if shared.features and not hasattr(scorers[shared.features], "features"):
         known = [name for name, value in rewards.values.items() if hasattr(value, "features")]
         raise InputError(
@@ -275,28 +307,62 @@ def check_shared(shared: Shared, rewards: Registry, plugins: Sequence[Path]) -> 
     adapter_digest(source.family)  # it is there
     contents = model_digest(shared.model, plugins, weights=shared.model_weights)
     check_size(source, shared.height, shared.width, shared.frames)
-    check_media(source.family.media, scorers)
+    check_media(source.family.media, scorers.found)
+    check_raised(weights(trained), scorers.found)
     name = pinned(shared.prompts)
     prompts = load_prompts(name, framed=source.family.first_frame)
     if source.family.first_frame:
         check_first_frames(shared.model, prompts)
-    return dataclasses.replace(
+    shared = dataclasses.replace(
         shared,
         model_digest=contents,
         prompts=name,
         prompts_digest=prompts.digest,
-        scorer_revisions=tuple(f"{name}@{scorer.info.revision}" for name, scorer in scorers.items()),
+        scorer_revisions=scorers.revisions(),
         eval_rewards=judged,
     )
+    return shared, scorers.written
+
+
+def check_unweighted(names: Sequence[str]) -> Sequence[str]:
+    """Return the held-out scorers, if none has a weight."""
+    for name in names:
+        if name_and_weight(name)[1] is not None:
+            raise InputError(f"held-out scorer {name!r}: weights are of --rewards, what is trained on")
+    return names
+
+
+def check_raised(names: Iterable[str], scorers: Mapping[str, Any]) -> None:
+    """Raise InputError for a reward that is better when it is lower: training raises what it is given."""
+    for name in names:
+        if not scorers[name].info.higher_is_better:
+            raise InputError(f"{name!r} is better when lower, and training raises rewards: train on its negative")
 
 
 def check_media(media: str, scorers: Mapping[str, Any]) -> None:
     """Raise InputError for a scorer of images if the model makes videos, and the other way round."""
     for name, scorer in scorers.items():
         if scorer.info.media != media:
-            fitting = [name for name, scorer in load("rewards").values.items() if scorer.info.media == media]
+            fitting = [name for name, one in load("rewards").values.items() if media_of(one) == media]
             known = f"; scorers of {media}s: {', '.join(fitting)}" if fitting else ""
             raise InputError(f"{name!r} scores {scorer.info.media}s, and the model makes {media}s{known}")
+
+
+def check_media_alike(scorers: Mapping[str, Any]) -> str:
+    """Return what the scorers score.
+
+    Raises:
+        InputError: if some score images and others videos.
+    """
+    of = {scorer.info.media: name for name, scorer in scorers.items()}
+    if len(of) > 1:
+        raise InputError(f"{of['image']!r} scores images and {of['video']!r} videos: ask for them apart")
+    return next(iter(of))
+
+
+def media_of(kind: Any) -> str:
+    """Return what a class of scorers scores; empty where its options say it."""
+    return getattr(kind.info, "media", "")
 
 
 def check_first_frames(model: str, prompts: Prompts) -> None:

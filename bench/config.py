@@ -207,6 +207,8 @@ class Cell:
     algorithm: Algorithm
     plugins: tuple[str, ...]
     hash: str
+    scorers: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    """What a scorer is called in records -> how it was written, with its address or folder, where that differs."""
 
     @property
     def folder(self) -> str:
@@ -384,6 +386,7 @@ def cell_record(cell: Cell) -> dict[str, Any]:
         "algorithm": settings(cell.algorithm),
         "info": info_record(cell.algorithm),
         "plugins": list(cell.plugins),
+        "scorers": dict(cell.scorers),
     }
 
 
@@ -400,6 +403,7 @@ def cell_from_record(record: Mapping[str, Any], algorithms: Registry) -> Cell:
         algorithm=algorithm,
         plugins=tuple(record["plugins"]),
         hash=record["hash"],
+        scorers=record.get("scorers", {}),
     )
 
 

@@ -9,8 +9,9 @@ of prompts), query (a latent at a sigma where the policy is evaluated in trainin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -260,8 +261,18 @@ class RewardInfo:
     reference: str
     media: Literal["image", "video"] = "image"
     """What is scored: images [leaf, 3, height, width], or videos [leaf, frame, 3, height, width]."""
+    model: str = ""
+    """Of the scorer: its architecture and where its weights are from; empty for a rule."""
+    preprocessing: str = ""
+    """What an image goes through before the model sees it."""
+    pixels: Literal["float32", "uint8"] = "float32"
+    """What is seen of a pixel: as decoded, or rounded to 8 bits, so that an image and its file score alike."""
     groupwise: bool = False
     """Whether a score compares the images of one group: such a group is scored whole, or failed whole."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it; a range without an end has null there."""
+        return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,21 +286,94 @@ class HubFile:
     size: int
     """Bytes; 0 where it is not known."""
     licence: str
+    about: int = 0
+    """Bytes, nearly, where their number is not known."""
     restrictions: str = ""
     """A gate, or a kind of use that is not allowed."""
     revision: str = ""
     """A branch, tag or commit; empty for the main branch."""
     kind: Literal["model", "dataset"] = "model"
+    instead: tuple[str, ...] = ()
+    """Paths of which one does as well where the file is not there, such as weights in another format; best first."""
+    optional: bool = False
+    """Whether the repository, or the folder, may do without it."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Return the paths of which the first that is there is read."""
+        return self.file, *self.instead
+
+    @property
+    def origin(self) -> str:
+        """Return the repository."""
+        return self.repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebFile:
+    """A small file outside the hub that a scorer reads; `bench prepare --rewards` keeps it in the program's cache."""
+
+    address: str
+    file: str
+    """Its name here."""
+    sha256: str = ""
+    """Of its contents, where it is known: other files have the same size."""
+    size: int
+    """Bytes; 0 where it is not known."""
+    licence: str
+    about: int = 0
+    """Bytes, nearly, where their number is not known."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Return its name."""
+        return (self.file,)
+
+    @property
+    def origin(self) -> str:
+        """Return the address."""
+        return self.address
+
+
+class UnavailableError(RuntimeError):
+    """A scorer that is not there now, such as a server that is down: the cell stops where it is, to go on later.
+
+    Any other error of a scorer fails the images that it was asked for.
+    """
+
+
+PAUSED = "paused: "
+"""How the error of such a cell begins."""
+
+
+def means(default: Any) -> Any:
+    """Return the default of a scorer's option that moves no score: an address, a folder, a time-out.
+
+    Records leave it out, so that a run goes on where its scorer has moved.
+    """
+    return field(default=default, metadata={"means": True})
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores a batch of images. Construction takes no arguments and holds the heavy imports.
+    """Scores a batch of images.
 
-    A class whose scorers read files of the hub lists them as `files: ClassVar[tuple[HubFile, ...]]`.
+    A class without options takes no arguments, and may load what it needs as it is constructed. One with options is a
+    frozen dataclass, of which these are the fields: `pickscore(scale=logit)`. It is constructed to be looked at, in
+    processes that score nothing, so that heavy imports and weights wait for its method `load()`, which is called
+    once, before the first image. A scorer may have besides:
+
+    - `files: tuple[HubFile | WebFile, ...]`, what it reads, and the option `weights`, a folder that has them;
+    - `check()`, which raises FileNotFoundError where it reads what no list of files says;
+    - `packages: tuple[str, ...]`, modules that it imports, and the extra of this distribution that brings them all;
+    - `memory: int`, bytes of its weights in memory, about, and `shares`, equal in those that have the same in memory;
+    - `label: str`, its name in records, where the class's is not enough;
+    - `failures: Sequence[str]`, why images of its last call are NaN, where it knows; records tell it;
+    - `waits = True`, if it has time-outs of its own.
     """
 
     info: ClassVar[RewardInfo]
+    """What its numbers mean; a property, where options say it."""
 
     def __call__(
         self,

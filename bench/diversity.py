@@ -118,7 +118,7 @@ def staged(worker: Worker, cells: Sequence[Cell], rollouts: int, stages: dict[fl
         prompts, name = load_prompts(cell.shared.prompts).train, cell.shared.features
         each = cell.shared.prompts_per_iteration
         seen = sorted({at for one in cells for at in of_run(prompts, one.seed, rollouts, each)})
-        featurizer: Any = worker.load(load("rewards", plugins), [name])[name]
+        featurizer: Any = worker.load(cell, load("rewards", plugins), [name])[name]
         condition = worker.condition(cell, policy, prompts, seen)
         stages[guidance] = Stage(policy=policy, featurizer=featurizer, prompts=prompts, condition=condition)
     return stages[guidance]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ from bench import checkpoint, record
 from bench.accelerated import prepare
 from bench.budget import exhausted
 from bench.config import Cell, Shared
-from bench.contract import POLICIES, Memory, Reward, checked_decay
+from bench.contract import POLICIES, Memory, Reward, UnavailableError, checked_decay
 from bench.cost import Clock, forget_host_peak, nfe, peak_host_bytes
 from bench.data import of_iteration
 from bench.named import NamedPolicy, exchanged, follow, keep
@@ -36,6 +37,7 @@ from bench.score import (
     joined,
     outcomes,
     score,
+    together,
     whole_groups,
 )
 from bench.update import Iteration, Trainer, Updated, owners, update
@@ -122,7 +124,11 @@ def train(parts: Parts, folder: Path, show: Callable[[Trainer, int], None]) -> T
         )
     ended = exhausted(rows, shared.budget, shared.budget_limit, shared.iterations)
     while not ended:
-        row, memory = iterate(parts, trainer, len(rows), memory, clock)
+        try:
+            row, memory = iterate(parts, trainer, len(rows), memory, clock)
+        except UnavailableError:  # before anything was learned from the iteration: it is made again from here
+            checkpoint.save(folder / "checkpoints", trainer, len(rows), memory)
+            raise
         row = processes.from_first(row)
         if processes.first:
             record.append_row(metrics, row)
@@ -202,9 +208,10 @@ def scored(parts: Parts, plan: Plan, rolled: Rollout, prompts: Sequence[str]) ->
     leaves, chunk = plan.tree.slot[plan.tree.leaves()], parts.cell.shared.micro_batch
     slot = leaves[rolled.leaf]
     found = []
-    for rows in whole_groups(slot, chunk):  # videos of all leaves would fill a device
-        images = decode(parts.policy, rolled.x0[rows], chunk)
-        found.append(score(parts.rewards, images, [prompts[int(s)] for s in slot[rows]], slot[rows], chunk))
+    with together(parts.processes):
+        for rows in whole_groups(slot, chunk):  # videos of all leaves would fill a device
+            images = decode(parts.policy, rolled.x0[rows], chunk)
+            found.append(score(parts.rewards, images, [prompts[int(s)] for s in slot[rows]], slot[rows], chunk))
     scores = gathered(joined(found), rolled.leaf, len(leaves), parts.processes)
     check_scored(scores.failed, scores.failures)
     return scores
@@ -217,7 +224,9 @@ def tracked(accelerator: Accelerator, row: record.Row) -> None:
     nested = {key: row[key] for key in ("reward", "reward_std", "calls", "seconds")}
     flat = {f"{key}/{name}": value for key, part in nested.items() for name, value in part.items()}
     plain = {key: row[key] for key in TRACKED if row[key] is not None}
-    accelerator.log(flat | plain, step=row["iteration"])
+    # MLflow refuses names with other characters, such as the brackets of a scorer's options.
+    named = {re.sub(r"[^\w\-./ ]", "_", key): value for key, value in (flat | plain).items()}
+    accelerator.log(named, step=row["iteration"])
 
 
 def make_row(

@@ -14,7 +14,7 @@ Activations of a row are `tokens x width x bytes x (blocks x kept)`, with `kept`
 one block keeps for its backward pass; with gradient checkpointing `tokens x width x bytes x (blocks + kept)`: the
 input of every block, and one block computed again. A call has `micro_batch` rows, twice as many under guidance by a
 second forward. Attention is taken to keep no matrix of scores. FSDP2 divides the state of the model by the processes,
-and adds two gathered blocks; DDP adds buckets of 4 a trained parameter.
+and adds two gathered blocks; DDP adds buckets of 4 a trained parameter. Scorers' weights are there in every phase.
 """
 
 from __future__ import annotations
@@ -55,7 +55,14 @@ class Memory:
 
 
 def estimate(
-    sizes: Sizes, family: Family, shared: Shared, *, policies: int = 0, processes: int = 1, parallel: str = "ddp"
+    sizes: Sizes,
+    family: Family,
+    shared: Shared,
+    *,
+    policies: int = 0,
+    processes: int = 1,
+    parallel: str = "ddp",
+    scorers: float = 0.0,
 ) -> Memory:
     """Return how much memory a process takes.
 
@@ -66,6 +73,7 @@ def estimate(
         policies: copies of the weights that the algorithm keeps beside the live ones.
         processes: that share a cell.
         parallel: ddp or fsdp2.
+        scorers: bytes of their weights, which stay where images are.
     """
     of_model = 2 if shared.lora_rank and shared.frozen == "bf16" else 4
     frozen = 2 if shared.frozen == "bf16" else 4
@@ -90,16 +98,14 @@ def estimate(
     judged = forward / number * (2 if of_model == 2 else 4)
     images = decoding(sizes.vae_config, family, shared) * frozen
     latents = 4.0 * _latents(sizes, shared) / processes
-    return Memory(
-        trained=trained,
-        phases={
-            "encode": float(weights + vae + sizes.encoders * frozen),
-            "evaluate": weights + vae + max(judged, images),
-            "rollout": state + casts + latents + forward,
-            "decode": state + latents + images,
-            "update": state + casts + latents + 4 * trained / shards + buckets + activations,
-        },
-    )
+    phases = {
+        "encode": float(weights + vae + sizes.encoders * frozen),
+        "evaluate": weights + vae + max(judged, images),
+        "rollout": state + casts + latents + forward,
+        "decode": state + latents + images,
+        "update": state + casts + latents + 4 * trained / shards + buckets + activations,
+    }
+    return Memory(trained=trained, phases={name: size + scorers for name, size in phases.items()})
 
 
 def tokens(sizes: Sizes, family: Family, shared: Shared) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from bench.record import name_and_weight
 from bench.registry import InputError, nearest
 
 
@@ -151,21 +152,41 @@ def parse_arms(text: str) -> list[ArmSpec]:
     """
     arms = []
     for part in split_top(text):
-        name, bracket, rest = part.partition("(")
-        if bracket and not rest.endswith(")"):
-            raise InputError(f"{part!r}: an arm is written name or name(key=value,...)")
-        items = [key_value(item) for item in split_top(rest[:-1])] if bracket else []
-        changes = dict(items)
-        if len(changes) < len(items):
-            twice = next(key for at, (key, _) in enumerate(items) if key in dict(items[:at]))
-            raise InputError(f"{part!r} sets {twice!r} twice")
-        arms.append(ArmSpec(label=part.replace(" ", ""), algo=name.strip(), changes=changes))
+        name, items = name_and_items(part, "an arm")
+        changes = settings_of(part, map(key_value, items))
+        arms.append(ArmSpec(label=part.replace(" ", ""), algo=name, changes=changes))
     labels = [arm.label for arm in arms]
     if not labels:
         raise InputError("no arm is named; --algos dance,mix,branch names three")
     if len(set(labels)) < len(labels):
         raise InputError(f"an arm is named twice: {', '.join(labels)}")
     return arms
+
+
+def name_and_items(text: str, what: str) -> tuple[str, list[str]]:
+    """Return the name of `name` or `name(a,b)`, and what its brackets hold.
+
+    Raises:
+        InputError: if it is neither, with `what` it should be.
+    """
+    name, bracket, rest = text.partition("(")
+    if bracket and not rest.endswith(")"):
+        raise InputError(f"{text!r}: {what} is written name or name(key=value,...)")
+    return name.strip(), split_top(rest[:-1]) if bracket else []
+
+
+def settings_of(text: str, items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the settings of the brackets in a text.
+
+    Raises:
+        InputError: for one that is given twice.
+    """
+    found: dict[str, Any] = {}
+    for key, value in items:
+        if key in found:
+            raise InputError(f"{text!r} sets {key!r} twice")
+        found[key] = value
+    return found
 
 
 def weights(rewards: Sequence[str]) -> dict[str, float]:
@@ -176,9 +197,9 @@ def weights(rewards: Sequence[str]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for item in rewards:
-        name, sign, weight = item.partition(":")
+        name, weight = name_and_weight(item)
         try:
-            value = float(weight) if sign else 1.0
+            value = 1.0 if weight is None else float(weight)
         except ValueError:
             value = -1.0
         if not 0 < value < float("inf"):

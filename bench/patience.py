@@ -65,6 +65,11 @@ class _Patient:
             raise error
         return value
 
+    @property
+    def failures(self) -> Sequence[str]:
+        """Return why images of the last call have no score, where the scorer says it."""
+        return getattr(self.reward, "failures", ())
+
     def await_late(self) -> None:
         """Wait for the call that was given up on: once as long as for any, afterwards not at all."""
         if self.late is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.contract import HubFile
+from bench.contract import HubFile, WebFile
 from bench.data import load_prompts
 from bench.datasets import HUB, hub_set, names_of
 from bench.models.hub import Listing, MissingError, Repository, fetch, listing, offline, snapshot
@@ -22,7 +22,10 @@ from bench.models.source import (
     repository_of,
     resolve_model,
 )
-from bench.registry import InputError, Registry, load
+from bench.registry import InputError, load
+from bench.scorers import web, weights
+from bench.scorers.lookup import check_itself, looked_at
+from bench.scorers.weights import spoken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +34,8 @@ class Item:
 
     title: str
     repository: Repository
-    files: Mapping[str, int] = field(default_factory=dict)
-    """Paths in it, with their sizes in bytes, 0 where that is not known; empty where the hub tells what is wanted."""
+    files: tuple[HubFile, ...] = ()
+    """Of it; empty where the hub tells what is wanted."""
     model: str = ""
     """The model's name as given, of a pipeline."""
     prompts: str = ""
@@ -43,22 +46,34 @@ class Item:
     """Bytes, about, where the hub cannot be asked."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebItem:
+    """A file outside the hub that is wanted."""
+
+    title: str
+    file: WebFile
+
+
 TRANSFORMER = "transformer/config.json"
 """What tells models of one class apart, beside the index."""
 
 Say = Callable[[str], None]
 
 
-def wanted(model: str | None, rewards: Sequence[str], prompts: str | None, plugins: Sequence[Path]) -> list[Item]:
-    """Return what is to be had from the hub; what is no affair of the hub is checked at once.
+def wanted(
+    model: str | None, rewards: Sequence[str], prompts: str | None, plugins: Sequence[Path]
+) -> list[Item | WebItem]:
+    """Return what is to be had from the hub, or the web; what is no affair of the hub is checked at once.
 
     Raises:
         InputError: for unknown names, and for a local folder or file that something is wrong with.
     """
-    items = [] if model is None else _of_model(model, plugins)
+    items: list[Item | WebItem] = [] if model is None else [*_of_model(model, plugins)]
     registry = load("rewards", plugins)
     for name in rewards:
-        items += _of_reward(name, registry.get(name))
+        scorer = looked_at(name, registry)
+        check_itself(scorer)
+        items += _of_reward(name, scorer)
     if prompts is not None and not prompts.startswith(HUB):
         load_prompts(prompts)
     elif prompts is not None:
@@ -68,7 +83,7 @@ def wanted(model: str | None, rewards: Sequence[str], prompts: str | None, plugi
     return items
 
 
-def prepare(item: Item, plugins: Sequence[Path], say: Say, *, dry_run: bool) -> bool:
+def prepare(item: Item | WebItem, plugins: Sequence[Path], say: Say, *, dry_run: bool) -> bool:
     """Say what an item is made of, fetch what is not here unless it is a dry run; return whether all of it is here.
 
     Raises:
@@ -76,6 +91,8 @@ def prepare(item: Item, plugins: Sequence[Path], say: Say, *, dry_run: bool) -> 
             would refuse the pipeline.
         MissingError: if something cannot be fetched now.
     """
+    if isinstance(item, WebItem):
+        return _prepare_web(item, say, dry_run=dry_run)
     say(f"{item.title}: {item.repository}")
     here = complete(item)
     if here is not None:
@@ -117,26 +134,20 @@ def complete(item: Item) -> Path | None:
     if item.model:
         whole = _is_whole(item.model, folder)
     else:
-        whole = all(_is_here(folder, file, size) for file, size in item.files.items())
+        whole = all(_chosen(folder, file) for file in item.files if not file.optional)
     return folder if whole else None
 
 
-def check_scorers(names: Iterable[str], registry: Registry) -> None:
-    """Raise InputError if a scorer reads a file of the hub that is not on this machine."""
-    for name in names:
-        for item in _of_reward(name, registry.get(name)):
-            if complete(item) is None:
-                files = ", ".join(item.files)
-                raise InputError(
-                    f"reward {name!r} reads {files} of {item.repository}, which is not on this machine: "
-                    f"`bench prepare --rewards {name}` fetches it"
-                )
-
-
-def spoken(size: int) -> str:
-    """Return a number of bytes as text."""
-    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")) if size >= u), (1.0, "B"))
-    return f"{size / unit:.3g} {name}"
+def _prepare_web(item: WebItem, say: Say, *, dry_run: bool) -> bool:
+    """Do for a file of the web what `prepare` does for a repository."""
+    file, here = item.file, web.is_here(item.file)
+    say(f"{item.title}: {file.address}")
+    say(f"  licence: {file.licence}")
+    size = f"{'' if file.size else 'about '}{spoken(file.size or file.about)}"
+    say(f"  {size:>9}  {'here' if here else 'to fetch':8}  {file.file}")
+    if not here and not dry_run:
+        say(f"  here, {web.fetch(file)}")
+    return here or not dry_run
 
 
 def _of_model(model: str, plugins: Sequence[Path]) -> list[Item]:
@@ -148,23 +159,25 @@ def _of_model(model: str, plugins: Sequence[Path]) -> list[Item]:
     return [Item(title=f"model {model}", repository=repository, model=model, **known)]
 
 
-def _of_reward(name: str, scorer: Any) -> list[Item]:
-    """Return the repositories that a scorer reads files of."""
-    files: tuple[HubFile, ...] = getattr(scorer, "files", ())
+def _of_reward(name: str, scorer: Any) -> list[Item | WebItem]:
+    """Return the repositories that a scorer reads files of, and its files of the web."""
+    files = getattr(scorer, "files", ())
     groups: dict[Repository, list[HubFile]] = {}
     for file in files:
-        groups.setdefault(Repository(name=file.repository, revision=file.revision, kind=file.kind), []).append(file)
-    return [
+        if isinstance(file, HubFile):
+            groups.setdefault(weights.repository(file), []).append(file)
+    items: list[Item | WebItem] = [
         Item(
             title=f"reward {name}",
             repository=repository,
-            files={file.file: file.size for file in group},
-            licence=", ".join(dict.fromkeys(file.licence for file in group)),
+            files=tuple(group),
+            licence=", ".join(dict.fromkeys(file.licence for file in group if file.licence)),
             restrictions="; ".join(dict.fromkeys(file.restrictions for file in group if file.restrictions)),
-            size=sum(file.size for file in group),
+            size=sum(file.size or file.about for file in group),
         )
         for repository, group in groups.items()
     ]
+    return items + [WebItem(title=f"reward {name}", file=file) for file in files if isinstance(file, WebFile)]
 
 
 def _files(item: Item, told: Listing, plugins: Sequence[Path]) -> list[str]:
@@ -187,15 +200,27 @@ def _files(item: Item, told: Listing, plugins: Sequence[Path]) -> list[str]:
     if item.prompts:
         chosen = names_of(hub_set(item.prompts))
         return sorted({*chosen.train, *chosen.test})
-    for file, size in item.files.items():
-        if file not in told.sizes:
-            raise InputError(f"{item.repository} has no {file}: {item.title} is of another revision of it")
-        if size not in (0, told.sizes[file]):
-            raise InputError(
-                f"{file} of {item.repository} has {told.sizes[file]:,} bytes, and {item.title} knows one of {size:,}: "
-                "it is of another revision"
-            )
-    return sorted(item.files)
+    chosen = (_listed(item, file, told) for file in item.files)
+    return sorted({path for path in chosen if path})
+
+
+def _listed(item: Item, file: HubFile, told: Listing) -> str:
+    """Return which path of a scorer's file its repository has; empty for one that it may do without.
+
+    Raises:
+        InputError: if it has none, or one of another size than the scorer knows.
+    """
+    path = next((path for path in file.paths if path in told.sizes), "")
+    if not path and not file.optional:
+        raise InputError(
+            f"{item.repository} has no {' or '.join(file.paths)}: {item.title} is of another revision of it"
+        )
+    if path == file.file and file.size not in (0, told.sizes[path]):
+        raise InputError(
+            f"{path} of {item.repository} has {told.sizes[path]:,} bytes, and {item.title} knows one of "
+            f"{file.size:,}: it is of another revision"
+        )
+    return path
 
 
 def _index(item: Item, told: Listing, plugins: Sequence[Path]) -> dict[str, Any]:
@@ -230,6 +255,11 @@ def _is_whole(model: str, folder: Path) -> bool:
     return not any(flaws(folder, index))
 
 
+def _chosen(folder: Path, file: HubFile) -> bool:
+    """Return whether one of the paths of a scorer's file is in a folder."""
+    return any(_is_here(folder, path, file.size if path == file.file else 0) for path in file.paths)
+
+
 def _is_here(folder: Path | None, file: str, size: int) -> bool:
     path = None if folder is None else folder / file
     return path is not None and path.is_file() and size in (0, path.stat().st_size)
@@ -242,7 +272,8 @@ def _check(item: Item, folder: Path, plugins: Sequence[Path]) -> None:
     elif item.prompts:
         load_prompts(item.prompts)
     elif complete(item) is None:
-        raise InputError(f"{folder} lacks some of {', '.join(item.files)}: remove it, and run the command again")
+        names = ", ".join(file.file for file in item.files)
+        raise InputError(f"{folder} lacks some of {names}: remove it, and run the command again")
 
 
 def _readable(prompts: str) -> bool:

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -183,7 +184,8 @@ def _is_one(kind: str, value: Any) -> bool:
     if kind == "algorithms":
         return isinstance(info, Info) and is_dataclass(value) and not isinstance(value, type)
     if kind == "rewards":
-        return isinstance(info, RewardInfo) and callable(value)
+        told = isinstance(info, RewardInfo) or (is_dataclass(value) and isinstance(info, (property, cached_property)))
+        return told and callable(value)
     return isinstance(value, ModelEntry if kind == "models" else Family)
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench import memory, prepare, scaffold
 from bench import suite as grid
@@ -21,10 +22,11 @@ from bench.arguments import (
     parsed,
     prepare_parser,
     run_parser,
+    serve_parser,
     trackers,
 )
 from bench.config import Shared
-from bench.contract import POLICIES
+from bench.contract import PAUSED, POLICIES
 from bench.environment import gpu_bytes, torchrun
 from bench.hosts import class_of, of_class, settings
 from bench.lock import locked
@@ -32,10 +34,14 @@ from bench.models import tiny
 from bench.models.hub import MissingError
 from bench.models.sizes import sizes_of
 from bench.models.source import described, entry_of, resolve_model
-from bench.parse import replaced
+from bench.parse import replaced, split_top
 from bench.presets import PRESETS
 from bench.preview import dry_run, spoken
 from bench.registry import InputError, load, nearest
+from bench.scorers import command as score_command
+from bench.scorers import lookup
+from bench.scorers import tiny as tiny_scorers
+from bench.serving import serve
 from bench.suite import Suite, check_closed
 
 
@@ -46,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run": run,
         "list": list_plugins,
         "prepare": fetch,
+        "score": score_command.score,
         "report": report,
+        "serve": serve_scorer,
         "check": check,
         "new-algorithm": new_algorithm,
         "theory": theory,
@@ -114,7 +122,17 @@ def estimate_of(suite: Suite, args: argparse.Namespace) -> memory.Memory | None:
         return None
     copies = max(len(cell.algorithm.needs & POLICIES) for cell in suite.cells)
     processes, parallel = torchrun()[1], args.parallel or "ddp"
-    return memory.estimate(sizes, source.family, shared, policies=copies, processes=processes, parallel=parallel)
+    held = lookup.memory(scorers_of(suite, args.plugin))
+    return memory.estimate(
+        sizes, source.family, shared, policies=copies, processes=processes, parallel=parallel, scorers=held
+    )
+
+
+def scorers_of(suite: Suite, plugins: Sequence[Path]) -> dict[str, Any]:
+    """Return the scorers of a suite, looked at, by what records call them."""
+    shared, registry, written = suite.shared, load("rewards", plugins), suite.cells[0].scorers
+    names = dict.fromkeys([*shared.eval_rewards, *filter(None, [shared.features])])
+    return {name: lookup.looked_at(written.get(name, name), registry) for name in names}
 
 
 def warn_of_memory(suite: Suite, args: argparse.Namespace, estimated: memory.Memory | None) -> None:
@@ -128,10 +146,8 @@ def warn_of_memory(suite: Suite, args: argparse.Namespace, estimated: memory.Mem
 
 def check_here(suite: Suite, plugins: Sequence[Path]) -> None:
     """Raise InputError unless the model and what the scorers read are on this machine."""
-    shared = suite.shared
-    resolve_model(shared.model, plugins, weights=shared.model_weights)
-    scorers = [*shared.eval_rewards, *([shared.features] if shared.features else [])]
-    prepare.check_scorers(dict.fromkeys(scorers), load("rewards", plugins))
+    resolve_model(suite.shared.model, plugins, weights=suite.shared.model_weights)
+    lookup.check_here(scorers_of(suite, plugins))
 
 
 def say_alike(alike: Mapping[str, str]) -> None:
@@ -188,7 +204,7 @@ def concluded(suite: Suite) -> int:
         print(f"bench: {cell}: {what}", file=sys.stderr)
     failed = grid.failures(suite)
     for cell, why in failed.items():
-        print(f"bench: {cell} failed: {why}", file=sys.stderr)
+        print(f"bench: {cell} {why if why.startswith(PAUSED) else f'failed: {why}'}", file=sys.stderr)
     if len(failed) < len(suite.cells):
         show_report(suite.folder)
     return 1 if failed else 0
@@ -234,8 +250,7 @@ def list_plugins(words: Sequence[str]) -> int:
         print(f"  {name:24} {value.info.paper}{f' [{how}]' if how else ''}")
     print("rewards")
     for name, value in rewards.values.items():
-        info = value.info
-        print(f"  {name:24} {(value.__doc__ or ' ').splitlines()[0]} [{info.unit}, {info.low:g} to {info.high:g}]")
+        print(f"  {name:24} {(value.__doc__ or ' ').splitlines()[0]}{lookup.spoken(value)}")
     print("models")
     for name, value in models.values.items():
         print(f"  {name:24} {value.summary}")
@@ -251,7 +266,7 @@ def list_plugins(words: Sequence[str]) -> int:
 def fetch(words: Sequence[str]) -> int:
     """Fetch what a model, rewards and prompts need; return 1 if something is still missing."""
     args = parsed(prepare_parser(), words)
-    rewards = [name.strip() for name in (args.rewards or "").split(",") if name.strip()]
+    rewards = split_top(args.rewards or "")
     if args.model is None and args.prompts is None and not rewards:
         raise InputError("bench prepare fetches what is named: --model, --rewards or --prompts")
     missing = False
@@ -284,6 +299,11 @@ def memory_lines(model: str, plugins: Sequence[Path]) -> list[str]:
     return lines
 
 
+def serve_scorer(words: Sequence[str]) -> int:
+    """Serve a scorer until it is told to end."""
+    return serve.serve(parsed(serve_parser(), words), lambda line: print(line, flush=True))
+
+
 def check(words: Sequence[str]) -> int:
     """Hold an algorithm to the contract; return 1 if it does not keep it."""
     parser = argparse.ArgumentParser(prog="bench check", description="Check an algorithm.", allow_abbrev=False)
@@ -313,14 +333,18 @@ def new_algorithm(words: Sequence[str]) -> int:
 
 def make_tiny(words: Sequence[str]) -> int:
     """Write a tiny pipeline of random weights, of the classes of a family's real ones."""
-    about = "Write a tiny pipeline of random weights that diffusers loads."
+    about = "Write a tiny pipeline, or scorer, of random weights in the layout of published ones."
     parser = argparse.ArgumentParser(prog="bench make-tiny", description=about, allow_abbrev=False)
-    parser.add_argument("family", choices=tiny.KINDS, metavar="FAMILY", help=", ".join(tiny.KINDS))
+    kinds = [*tiny.KINDS, *tiny_scorers.MAKERS]
+    parser.add_argument("kind", choices=kinds, metavar="KIND", help=", ".join(kinds))
     parser.add_argument("folder", type=Path, metavar="DIR", help="is made; may be there if it is empty")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights (default: 0)")
     args = parsed(parser, words)
-    tiny.make_tiny(args.family, args.folder, args.seed)
-    print(f"{args.folder} is a {tiny.KINDS[args.family][0]} of random weights; --model {args.folder} runs on it")
+    tiny.make_tiny(args.kind, args.folder, args.seed)
+    if args.kind in tiny.KINDS:
+        print(f"{args.folder} is a {tiny.KINDS[args.kind][0]} of random weights; --model {args.folder} runs on it")
+    else:
+        print(f"{args.folder} is a tiny {args.kind} of random weights: --rewards '{args.kind}(weights={args.folder})'")
     return 0
 
 

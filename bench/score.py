@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bench.contract import Algorithm, Context, Outcome, Reward, checked_credit
+from bench.contract import Algorithm, Context, Outcome, Reward, UnavailableError, checked_credit
 from bench.patience import NoAnswerError
 from bench.plan import Plan
 from bench.policy import Policy, in_chunks
@@ -84,6 +85,22 @@ def gathered(scores: Scores, leaf: Int[np.ndarray, " here"], leaves: int, proces
     return Scores(reward=reward, failed=failed, failures=tuple(said))
 
 
+@contextmanager
+def together(processes: Processes) -> Iterator[None]:
+    """Score in every process; where a scorer of one is not there, all stop, together.
+
+    Raises:
+        UnavailableError: on all.
+    """
+    away = ""
+    try:
+        yield
+    except UnavailableError as error:
+        away = str(error)
+    for said in filter(None, processes.gathered(away)):
+        raise UnavailableError(said)
+
+
 def check_scored(failed: Bool[np.ndarray, " leaf"], failures: Sequence[str]) -> None:
     """Raise RuntimeError if no image at all could be scored, with the scorers' own words."""
     if failed.all():
@@ -106,6 +123,9 @@ def _attempt(
     """Score a batch; where the scorer raises, score what can stand alone: a group, of a pointwise reward an image."""
     try:
         value = np.asarray(reward(images, prompts, group), np.float64)
+        said.extend(f"{name}: {text}" for text in getattr(reward, "failures", ()))
+    except UnavailableError:
+        raise
     except NoAnswerError as error:  # asked for each image alone, it could take as long again for each
         said.append(f"{name}: {error}")
         return np.full(len(images), np.nan)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -25,7 +25,7 @@ import yaml
 from bench import judge, loop, record
 from bench.accelerated import make_accelerator, start_trackers
 from bench.config import Cell, Shared, cell_from_record, check_processes, digest, identity
-from bench.contract import Reward
+from bench.contract import PAUSED, Reward, UnavailableError
 from bench.cost import flops_per_call
 from bench.data import Prompts, evenly, load_prompts, of_run
 from bench.encoded import Encoded, encode
@@ -38,6 +38,7 @@ from bench.patience import patient
 from bench.policy import Build, Policy, enable_gradient_checkpointing
 from bench.processes import ALONE, Processes, give_up, join, leave
 from bench.registry import Registry, load
+from bench.scorers.lookup import check_same, looked_at, ready
 from bench.update import Trainer
 
 
@@ -117,7 +118,7 @@ class Worker:
             cell=cell,
             policy=policy,
             accelerator=accelerator,
-            rewards=self.scoring(rewards, tuple(weight), shared.reward_timeout),
+            rewards=self.scoring(cell, rewards, weight),
             weight=weight,
             prompts=prompts,
             condition=self.condition(
@@ -159,19 +160,24 @@ class Worker:
         )
         return adapter(source.folder, build)
 
-    def load(self, rewards: Registry, names: Sequence[str]) -> dict[str, Reward]:
-        """Return scorers by name."""
-        for name in names:
-            if name not in self.scorers:
-                self.scorers[name] = rewards.get(name)()
-        return {name: self.scorers[name] for name in names}
+    def load(self, cell: Cell, rewards: Registry, names: Iterable[str]) -> dict[str, Reward]:
+        """Return a cell's scorers by what records call them."""
+        written = {name: cell.scorers.get(name, name) for name in names}
+        for name, text in written.items():
+            if text not in self.scorers:
+                scorer = looked_at(text, rewards)
+                check_same(name, text, scorer, cell.shared.scorer_revisions)
+                self.scorers[text] = ready(scorer)
+        return {name: self.scorers[text] for name, text in written.items()}
 
-    def scoring(self, rewards: Registry, names: Sequence[str], seconds: float) -> dict[str, Reward]:
-        """Return scorers by name; a call of one takes `seconds` at most."""
-        for name, reward in self.load(rewards, names).items():
+    def scoring(self, cell: Cell, rewards: Registry, names: Iterable[str]) -> dict[str, Reward]:
+        """Return a cell's scorers by what records call them; a call of one takes `reward_timeout` at most."""
+        found, seconds = self.load(cell, rewards, names), cell.shared.reward_timeout
+        for name, reward in found.items():
             if (name, seconds) not in self.patient:
-                self.patient[name, seconds] = patient(reward, seconds)
-        return {name: self.patient[name, seconds] for name in names}
+                waits = getattr(reward, "waits", False)
+                self.patient[name, seconds] = reward if waits else patient(reward, seconds)
+        return {name: self.patient[name, seconds] for name in found}
 
     def condition(self, cell: Cell, policy: Policy, prompts: Sequence[str], needed: Sequence[int]) -> Encoded:
         """Return encoded prompts, on disk: an iteration reads its own."""
@@ -197,9 +203,9 @@ class Worker:
         shared = cell.shared
         found = loaded(cell)
         prompts = tuple(evenly(getattr(found, shared.eval_split), shared.eval_prompts))
-        featurizer: Any = self.load(rewards, [shared.features])[shared.features] if shared.features else None
+        featurizer: Any = self.load(cell, rewards, [shared.features])[shared.features] if shared.features else None
         return judge.Judges(
-            rewards=self.scoring(rewards, shared.eval_rewards, shared.reward_timeout),
+            rewards=self.scoring(cell, rewards, shared.eval_rewards),
             featurizer=featurizer,
             prompts=prompts,
             counts=found.counts,
@@ -288,7 +294,7 @@ def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
         except (Exception, SystemExit) as why:  # noqa: BLE001
             with suppress(OSError):  # the log may be on a full disk, as may be the cell: the driver looks at the disk
                 traceback.print_exc()
-            in_a_line = f"{type(why).__name__}: {' '.join(str(why).split())}"
+            in_a_line = told(why)
             alike = worker.processes.failed_alike(folder.name)
             if worker.processes.first if alike else not error.exists():
                 with suppress(OSError):
@@ -301,6 +307,14 @@ def _attempt(worker: Worker, folder: Path, *, wait: bool) -> bool | None:
         if worker.processes.first and worker.processes.count > 1:
             print(f"{folder.name}: done", flush=True)
         return True
+
+
+def told(why: BaseException) -> str:
+    """Return an error as a line: of a scorer that is not there, that the cell is paused."""
+    said = " ".join(str(why).split())
+    if isinstance(why, UnavailableError) or isinstance(why.__cause__, UnavailableError):
+        return f"{PAUSED}{said}; the same command goes on"
+    return f"{type(why).__name__}: {said}"
 
 
 def stop_with_parent() -> None:

@@ -17,7 +17,7 @@ from bench.plan import Plan, branching
 from bench.policy import Condition, Policy, Rows
 from bench.processes import ALONE, Processes
 from bench.rollout import rollout
-from bench.score import check_scored, decode, score
+from bench.score import check_scored, decode, score, together
 
 EVAL_SEED = 0
 """Evaluation noise depends on (prompt, k) alone, so that every cell of every seed is judged on the same draws."""
@@ -75,13 +75,15 @@ def evaluate(
 
     Raises:
         RuntimeError: if no image could be scored.
+        UnavailableError: on all processes, if a scorer is not there.
     """
     plan = deterministic(sigmas, len(prompts), samples, solver)
     share = np.array_split(np.arange(len(prompts)), processes.count)[processes.rank]
     told = condition.rows(torch.arange(len(prompts))).to(policy.device)
     mine = None
-    if len(share):
-        mine = _part(policy, told, prompts, rewards, featurizer, plan.part(share)[0], samples, chunk, stream, shown)
+    with together(processes):
+        if len(share):
+            mine = _part(policy, told, prompts, rewards, featurizer, plan.part(share)[0], samples, chunk, stream, shown)
     return _whole([part for part in processes.gathered(mine) if part is not None])
 
 

@@ -35,21 +35,31 @@ PURE = [
     "select",
     "solver",
     "tree",
+    "writing",
 ]
 STAGES = [
+    "serving.client",
     "encoded",
     "lora",
     "patience",
+    "scorers.pixels",
     "processes",
+    "serving.protocol",
     "rollout",
     "score",
+    "serving.scoring",
+    "serving.sent",
+    "serving.server",
     "update",
+    "scorers.video_files",
+    "scorers.videoreward",
     "models.flux",
     "models.parts",
     "models.sd3",
 ]
 SETUP = [
     "budget",
+    "scorers.captions",
     "config",
     "data",
     "datasets",
@@ -62,9 +72,16 @@ SETUP = [
     "presets",
     "prompts",
     "preview",
+    "scorers.openai_chat",
     "registry",
+    "scorers.rubrics",
     "scaffold",
+    "scorers.lookup",
     "template",
+    "scorers.transformers_clip",
+    "scorers.web",
+    "scorers.vision_chat",
+    "scorers.weights",
     "models.catalog",
     "models.hub",
     "models.layout",
@@ -73,9 +90,14 @@ SETUP = [
     "models.tiny",
     "models.wan",
     "models.wan_frames",
+    "scorers.tiny",
+    "scorers.tiny.clips",
+    "scorers.tiny.imagereward",
+    "scorers.tiny.unifiedreward",
+    "scorers.tiny.videoalign",
 ]
 CELL = ["accelerated", "checkpoint", "judge", "loop"]
-GRID = ["display", "diversity", "suite", "worker"]
+GRID = ["display", "diversity", "scorers.files", "serving.serve", "suite", "worker"]
 CHECK = [
     "conformance",
     "conformance.cases",
@@ -95,7 +117,7 @@ THEORY = [
     "theory.marginals",
     "theory.table",
 ]
-COMMAND = ["arguments", "run"]
+COMMAND = ["arguments", "run", "scorers.command"]
 RINGS = [[f"bench.{name}" for name in ring] for ring in (PURE, STAGES, SETUP, CELL, GRID, CHECK, THEORY, COMMAND)]
 
 ARITHMETIC = [
@@ -126,8 +148,19 @@ RULES = (
     Rule(who="algorithms.*", may=(*ARITHMETIC,), never=("*",)),
     Rule(who="examples.*", may=(*ARITHMETIC,), never=("*",)),
     Rule(
+        who="rewards.parity",
+        may=("bench", "bench.noise", "bench.scorers.tiny*", "rewards.hpsv2", "rewards.imagereward", "rewards.packages"),
+    ),
+    Rule(who="rewards.packages.worker", may=(), never=("numpy", *HEAVY)),
+    Rule(who="rewards.packages*", may=("rewards.packages",), never=HEAVY),
+    Rule(
         who="rewards.*",
-        may=("bench.contract", *(f"bench.embedded{part}" for part in ("", ".colour", ".moving", ".world"))),
+        may=(
+            "bench.contract",
+            "bench.scorers.*",
+            *(f"bench.serving.{part}" for part in ("client", "protocol", "sent")),
+            *(f"bench.embedded{part}" for part in ("", ".colour", ".moving", ".world")),
+        ),
     ),
     Rule(
         who="reports.*",
@@ -147,12 +180,15 @@ RULES = (
     Rule(who="bench.*", may=("bench", "bench.*", "eval.diversity", "eval.heldout", "reports.build")),
 )
 """The first rule that fits a module holds for it."""
+COMPARING = ("rewards.parity", "rewards.packages*")
+"""Commands beside the rewards, which are none."""
 ALGORITHMS_MAY_USE = ("numpy", "jaxtyping")
 LATE = {"bench.run": "reports.build", "bench.cost": "torch"}
 """What a module imports inside a function alone, because names, plans and help must not wait for it."""
 WITHOUT_TORCH = [
     "arguments",
     "budget",
+    "serving.client",
     "config",
     "contract",
     "cost",
@@ -166,21 +202,30 @@ WITHOUT_TORCH = [
     "lock",
     "memory",
     "noise",
+    "scorers.openai_chat",
     "parse",
     "plan",
     "prepare",
     "presets",
     "prompts",
     "preview",
+    "serving.protocol",
     "prune",
     "record",
     "registry",
+    "scorers.rubrics",
     "run",
     "scaffold",
     "schedule",
+    "scorers.lookup",
     "select",
+    "serving.sent",
+    "serving.serve",
     "suite",
     "tree",
+    "scorers.web",
+    "scorers.vision_chat",
+    "scorers.weights",
     "models.catalog",
     "models.hub",
     "models.layout",
@@ -302,7 +347,7 @@ def test_a_ring_imports_no_outer_ring(name):
 
 def test_every_module_of_the_harness_is_in_a_ring():
     harness = {name for name in MODULES if name.startswith("bench.") and not name.startswith("bench.embedded")}
-    assert harness - {"bench.models"} == {name for ring in RINGS for name in ring}
+    assert harness - {"bench.models", "bench.scorers", "bench.serving"} == {name for ring in RINGS for name in ring}
 
 
 def test_nobody_imports_the_command_line():
@@ -312,7 +357,7 @@ def test_nobody_imports_the_command_line():
 def test_no_algorithm_imports_another_and_no_reward_another():
     for package in ("algorithms", "rewards"):
         for name in MODULES:
-            if name.startswith(f"{package}."):
+            if name.startswith(f"{package}.") and not fits(name, COMPARING):
                 assert [i.module for i in imports(name) if top(i.module) == package] == []
 
 

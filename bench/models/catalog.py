@@ -80,6 +80,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 """Pipeline class of a folder's model_index.json -> family."""
 
+IMAGE_REWARDS, IMAGE_JUDGES = ("hpsv2.1",), ("pickscore", "imagereward")
+"""What published comparisons on FLUX train on, and what they hold out."""
+VIDEO_REWARDS = ("videoalign(dimension=vq)", "videoalign(dimension=mq)")
+VIDEO_JUDGES = ("videoalign(dimension=ta)",)
+"""As DanceGRPO trains Wan and HunyuanVideo; text alignment is held out."""
+
 _GPU = {"precision": "bf16", "frozen": "bf16", "gradient_checkpointing": True, "micro_batch": 4}
 
 MODELS: Mapping[str, ModelEntry] = MappingProxyType(
@@ -117,6 +123,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             guidance=3.5,
             preset="lora",
             prompts="a set of prompts",
+            rewards=IMAGE_REWARDS,
+            eval_rewards=IMAGE_JUDGES,
             means=_GPU,
             licence="FLUX.1 [dev] non-commercial",
             restrictions="gated: accept the licence first; no commercial use",
@@ -130,6 +138,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             guidance=0.0,
             preset="lora",
             prompts="a set of prompts",
+            rewards=IMAGE_REWARDS,
+            eval_rewards=IMAGE_JUDGES,
             means=_GPU,
             licence="Apache 2.0",
             size=33_730_000_000,
@@ -142,6 +152,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             guidance=4.5,
             preset="lora",
             prompts="a set of prompts",
+            rewards=IMAGE_REWARDS,
+            eval_rewards=IMAGE_JUDGES,
             means=_GPU | {"micro_batch": 8},
             licence="Stability AI community",
             restrictions="gated: accept the licence first; free below 1 M USD of yearly revenue",
@@ -156,6 +168,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             guidance=5.0,
             preset="lora",
             prompts="a set of prompts",
+            rewards=VIDEO_REWARDS,
+            eval_rewards=VIDEO_JUDGES,
             means=_GPU | {"micro_batch": 1},
             licence="Apache 2.0",
             size=28_930_000_000,
@@ -169,6 +183,8 @@ MODELS: Mapping[str, ModelEntry] = MappingProxyType(
             guidance=5.0,
             preset="lora",
             prompts="a set of prompts with images",
+            rewards=VIDEO_REWARDS,
+            eval_rewards=VIDEO_JUDGES,
             means=_GPU | {"micro_batch": 1},
             licence="Apache 2.0",
             size=90_100_000_000,

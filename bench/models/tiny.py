@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.noise import reproducible
 from bench.registry import InputError
+from bench.scorers import tiny as tiny_scorers
 
 CLIP_LENGTH = 77
 T5_LENGTH = 12
@@ -35,8 +36,8 @@ def make_tiny(kind: str, folder: Path, seed: int) -> None:
     Raises:
         InputError: for an unknown kind, a seed below 0, or a folder that holds something or cannot be written.
     """
-    if kind not in KINDS:
-        raise InputError(f"make-tiny {kind!r}: there are {', '.join(KINDS)}")
+    if kind not in KINDS and kind not in tiny_scorers.MAKERS:
+        raise InputError(f"make-tiny {kind!r}: there are {', '.join([*KINDS, *tiny_scorers.MAKERS])}")
     if not 0 <= seed < 2**63:
         raise InputError(f"--seed {seed}: a whole number from 0 on, below 2**63, is wanted")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -47,6 +48,9 @@ def make_tiny(kind: str, folder: Path, seed: int) -> None:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        if kind in tiny_scorers.MAKERS:
+            tiny_scorers.make(kind, folder, seed)
+            return
         pipeline, make = KINDS[kind]
         with reproducible(seed, torch.device("cpu")):
             write(pipeline, make(), folder)

@@ -36,6 +36,12 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 PLUGIN = "from algorithms.dance import Dance\nARMS = {'my-dance': Dance(tf=0.5)}\n"
+LOWER = """from bench.contract import RewardInfo
+class Lower:
+    info = RewardInfo(unit="", low=0.0, high=1.0, higher_is_better=False, revision="1", reference="")
+    def __call__(self, images, prompts, group): return [0.0] * len(images)
+REWARDS = {"lower": Lower}
+"""
 RAISES = """from algorithms.dance import Dance
 class {0}(Dance):
     def plan(self, ctx): {1}
@@ -66,6 +72,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "no_mapping.py": "ARMS = ['dance']\n",
         "no_algorithm.py": "ARMS = {'seven': 7}\n",
         "no_reward.py": "REWARDS = {'seven': 7}\n",
+        "lower.py": LOWER,
         "plan_raises.py": RAISES.format("Rash", "return 1 / 0", "rash"),
         "plan_is_none.py": RAISES.format("Idle", "return None", "idle"),
         "list.yaml": "- steps\n- 10\n",

@@ -11,6 +11,7 @@ import pytest
 from hub_server import HubServer
 from huggingface_hub import constants, snapshot_download
 from skeleton import INDEX, write_skeleton
+from web_server import Reply, WebServer
 
 from bench.models.catalog import MODELS
 from bench.models.source import CONFIGURATIONS, resolve_model
@@ -314,9 +315,98 @@ def test_a_run_whose_scorer_lacks_a_file_stops_before_work(call, judge, tmp_path
     words = ["--algos", "dance", "--preset", "smoke", "--rewards", "judge", "--plugin", str(judge)]
     answer = call(["run", *words])
     assert answer.status == 2
-    assert "reward 'judge' reads judge.pt of someone/judge, which is not on this machine" in answer.err
+    assert "reward 'judge' reads judge.pt" in answer.err
+    assert "of someone/judge, which is not on this machine" in answer.err
     assert "`bench prepare --rewards judge`" in answer.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[WebServer]:
+    monkeypatch.setenv("ARBOR_CACHE", str(tmp_path / "arbor"))
+    with WebServer.hosting() as server:
+        server.replies["/head.pth"] = Reply(content=bytes(34))
+        yield server
+
+
+def with_head(judge: Path, web: WebServer) -> list[str]:
+    """Let the scorer read a file of the web besides; return the command that fetches both."""
+    head = f'WebFile(address="{web.url}/head.pth", file="head.pth", size=34, licence="BSD")'
+    text = judge.read_text().replace("import HubFile", "import HubFile, WebFile")
+    judge.write_text(text.replace('restrictions="research"),)', f'restrictions="research"), {head})'))
+    return ["prepare", "--rewards", "judge", "--plugin", str(judge)]
+
+
+def test_a_scorers_file_of_the_web_is_fetched_with_its_licence_said(hub, call, judge, web, tmp_path):
+    words = with_head(judge, web)
+    listed = call([*words, "--dry-run"])
+    assert listed.status == 1
+    assert "licence: BSD" in listed.out
+    assert ["34", "B", "to", "fetch", "head.pth"] in [line.split() for line in listed.out.splitlines()]
+    assert web.requests == []
+    fetched = call(words)
+    assert (fetched.status, fetched.err) == (0, "")
+    assert (tmp_path / "arbor" / "weights" / "head.pth").read_bytes() == bytes(34)
+    web.requests.clear()
+    assert call(words).out.splitlines()[-1] == "everything is here"
+    assert web.requests == []
+
+
+def test_a_page_in_place_of_a_file_of_the_web_is_refused_and_the_rest_is_fetched(hub, call, judge, web, tmp_path):
+    web.replies["/head.pth"] = Reply(content=b"<html>", kind="text/html")
+    answer = call(with_head(judge, web))
+    assert answer.status == 1
+    assert "a page of HTML in its place" in answer.err
+    assert answer.err.count("\n") == 1
+    assert answer.out.splitlines()[-1] == "something is missing"
+    assert hub.downloads == ["judge.pt"]
+
+
+def test_offline_a_file_of_the_web_is_listed_and_not_asked_for(hub, call, judge, web, monkeypatch):
+    words = with_head(judge, web)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    answer = call(words)
+    assert answer.status == 1
+    assert f"{web.url}/head.pth cannot be had: HF_HUB_OFFLINE is set" in answer.err
+    assert web.requests == []
+
+
+OTHER_NAMES = 'licence="MIT", instead=("other.pt", "third.pt")'
+
+
+def test_weights_by_another_name_do_as_well(hub, call, judge, tmp_path):
+    (tmp_path / "repositories" / "judge" / "judge.pt").unlink()
+    words = ["prepare", "--rewards", "judge", "--plugin", str(judge)]
+    judge.write_text(judge.read_text().replace('licence="MIT"', OTHER_NAMES))
+    assert call(words).status == 0
+    assert hub.downloads == ["other.pt"]
+    assert call(words).out.splitlines()[-1] == "everything is here"
+
+
+def test_a_repository_without_any_of_the_names_is_of_another_revision(call, judge, tmp_path):
+    for name in ("judge.pt", "other.pt"):
+        (tmp_path / "repositories" / "judge" / name).unlink()
+    judge.write_text(judge.read_text().replace('licence="MIT"', OTHER_NAMES))
+    answer = call(["prepare", "--rewards", "judge", "--plugin", str(judge)])
+    assert answer.status == 2
+    assert "has no judge.pt or other.pt or third.pt: reward judge is of another revision" in answer.err
+
+
+def test_where_a_repository_has_both_names_only_the_first_is_fetched(hub, call, judge):
+    judge.write_text(judge.read_text().replace('licence="MIT"', OTHER_NAMES))
+    assert call(["prepare", "--rewards", "judge", "--plugin", str(judge)]).status == 0
+    assert hub.downloads == ["judge.pt"]
+
+
+@pytest.mark.parametrize(("name", "fetched"), [("other.pt", ["judge.pt", "other.pt"]), ("none.pt", ["judge.pt"])])
+def test_an_optional_file_is_fetched_where_there_is_one(hub, call, judge, tmp_path, name, fetched):
+    (tmp_path / "repositories" / "judge" / "other.pt").write_bytes(b"other")
+    more = f'HubFile(repository="someone/judge", file="{name}", size=0, licence="", optional=True)'
+    judge.write_text(judge.read_text().replace('restrictions="research"),)', f'restrictions="research"), {more})'))
+    words = ["prepare", "--rewards", "judge", "--plugin", str(judge)]
+    assert call(words).status == 0
+    assert sorted(hub.downloads) == fetched
+    assert call(words).out.splitlines()[-1] == "everything is here"
 
 
 def test_prompts_of_the_hub_are_fetched_and_read(hub, call, tmp_path, monkeypatch):

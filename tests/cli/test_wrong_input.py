@@ -190,6 +190,7 @@ PLUGINS = {
     "no-mapping": ([*DANCE, "--plugin", "@/no_mapping.py"], ["no_mapping.py", "ARMS", "mapping"]),
     "no-algorithm": (["--algos", "seven", "--plugin", "@/no_algorithm.py"], ["'seven'", "dataclass"]),
     "no-reward": ([*DANCE, "--rewards", "seven", "--plugin", "@/no_reward.py"], ["'seven'", "info"]),
+    "lower-is-better": ([*DANCE, "--rewards", "lower", "--plugin", "@/lower.py"], ["'lower' is better when lower"]),
     "plan-raises": (["--algos", "rash", "--plugin", "@/plan_raises.py"], ["rash: ZeroDivisionError"]),
     "plan-is-none": (["--algos", "idle", "--plugin", "@/plan_is_none.py"], ["idle: ", "plan"]),
     "list": (["list", "--plugin", "@/raises.py"], ["raises.py does not load"]),
