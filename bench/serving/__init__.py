@@ -1,0 +1,1 @@
+"""A scorer behind HTTP: the protocol, its two sides, and `bench serve`."""
