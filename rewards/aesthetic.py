@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from bench.contract import HubFile, RewardInfo, WebFile, means
+from bench.scorers.checkpoint import state_of, taken_for
 from bench.scorers.pixels import check_batch, scored
 from bench.scorers.transformers_clip import image_processor, loaded, preprocessed
 from bench.scorers.weights import located, revision
@@ -163,10 +164,8 @@ def head_of(file: Path, which: str, width: int) -> Head:
     Raises:
         RuntimeError: if it is the other head, or none.
     """
-    import torch
-
-    try:
-        read = torch.load(file, map_location="cpu", weights_only=True)
+    with taken_for(f"the head {which}", file):
+        read = state_of(file)
         other = next((name for name in LAYERS if name != which and set(read) == _keys(name)), "")
         if other or set(read) != _keys(which):
             raise ValueError(f"it holds {f'the head {other}' if other else ', '.join(sorted(map(str, read))[:9])}")
@@ -175,8 +174,6 @@ def head_of(file: Path, which: str, width: int) -> Head:
         shapes = [tuple(weight.shape) for weight, _ in head]
         if shapes != [*zip(widths[1:], widths, strict=False)] or widths[-1] != 1:
             raise ValueError(f"its layers of shapes {shapes} do not lead from {width} features to one number")
-    except Exception as error:
-        raise RuntimeError(f"{file} is not the head {which}: {' '.join(str(error).split())[:300]}") from error
     return head
 
 

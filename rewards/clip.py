@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from bench.contract import HubFile, RewardInfo, means
+from bench.scorers.checkpoint import taken_for
 from bench.scorers.pixels import check_batch, distinct, pictures, scored
 from bench.scorers.weights import located, revision
 
@@ -102,12 +103,9 @@ class ClipScore:
     def parts(self) -> tuple[Any, Callable[[Any], Tensor], Callable[[list[str]], Tensor]]:
         """The model in evaluation mode, its transform of one picture, and its tokenizer."""
         first, *rest = (located(NAME, file, self.weights) for file in self.files if not file.optional)
-        try:
+        with taken_for("a CLIP that open_clip reads", (rest or [first])[0]):
             model, tokenizer = self._of_folder(first) if rest else self._of_tag(first)
             transform = _transform(model)
-        except Exception as error:
-            why = " ".join(str(error).split())[:300]
-            raise RuntimeError(f"{(rest or [first])[0]} cannot be read as a CLIP of open_clip: {why}") from error
         return model.eval().requires_grad_(False), transform, tokenizer
 
     def _of_folder(self, config: Path) -> tuple[Any, Any]:

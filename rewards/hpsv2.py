@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from bench.contract import HubFile, RewardInfo, means
+from bench.scorers.checkpoint import state_of, taken_for
 from bench.scorers.pixels import CLIP_MEAN, CLIP_STD, check_batch, distinct, scored
 from bench.scorers.weights import located, revision
 
@@ -36,6 +37,9 @@ def preprocessed(
     """Return images with their longer side resized, as tensors, and the rest padded with black, normalised.
 
     Where the padding is odd its smaller half is left or above.
+
+    Raises:
+        ValueError: for an image of which nothing would be left.
     """
     import torch
     from torchvision.transforms.v2.functional import InterpolationMode, normalize, pad, resize
@@ -45,6 +49,8 @@ def preprocessed(
     scale = side / max(height, width)
     if scale != 1.0:
         size = [round(height * scale), round(width * scale)]
+        if 0 in size:
+            raise ValueError(f"an image of {width} x {height} is too narrow: resized to {side}, a side of it vanishes")
         image = resize(image, size, InterpolationMode.BICUBIC, antialias=antialias)
     below, beside = side - image.shape[-2], side - image.shape[-1]
     image = pad(image, [beside // 2, below // 2, beside - beside // 2, below - below // 2], [0.0])
@@ -107,7 +113,8 @@ class HPSv2:
         import torch
 
         file = located(NAME, WEIGHTS, self.weights)
-        model = empty(architecture(file.parent))
+        with taken_for("what open_clip says of a CLIP", file.parent / SIZES):
+            model = empty(architecture(file.parent))
         take(model, file)
         dtype = torch.float16 if self.precision == "fp16" else torch.float32
         return model.to(dtype).eval().requires_grad_(False), open_clip.get_tokenizer(ARCHITECTURE)
@@ -159,15 +166,9 @@ def take(model: Any, file: Path) -> None:
     Raises:
         RuntimeError: if they are of another model.
     """
-    import torch
-
-    try:
-        read = torch.load(file, map_location="cpu", weights_only=True)
-        state = {key: value.float() for key, value in read["state_dict"].items()}
+    with taken_for(f"HPS-v2.1's {WEIGHTS.file}", file):
+        state = {key: value.float() for key, value in state_of(file)["state_dict"].items()}
         model.load_state_dict(state, strict=True, assign=True)
-    except Exception as error:
-        why = " ".join(str(error).split())[:300]
-        raise RuntimeError(f"{file} is not HPS-v2.1's HPS_v2.1_compressed.pt: {why}") from error
 
 
 REWARDS: Mapping[str, type] = MappingProxyType({NAME: HPSv2})

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from bench.contract import HubFile, RewardInfo, means
+from bench.scorers.checkpoint import state_of, taken_for
 from bench.scorers.pixels import CLIP_MEAN, CLIP_STD, check_batch, distinct, scored
 from bench.scorers.weights import located, revision
 
@@ -258,15 +259,10 @@ def take(model: Any, file: Path) -> None:
     Raises:
         RuntimeError: if they are of another model.
     """
-    import torch
-
-    try:
-        read = torch.load(file, map_location="cpu", weights_only=True)
+    with taken_for(f"ImageReward's {WEIGHTS.file}", file):
+        read = state_of(file)
         state = {renamed(key): value.float() for key, value in read.items() if not key.startswith(UNUSED)}
         model.load_state_dict(state, strict=True, assign=True)
-    except Exception as error:
-        why = " ".join(str(error).split())[:300]
-        raise RuntimeError(f"{file} is not ImageReward's {WEIGHTS.file}: {why}") from error
 
 
 REWARDS: Mapping[str, type] = MappingProxyType({NAME: ImageReward})

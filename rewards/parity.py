@@ -17,8 +17,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +27,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from bench.contract import UnavailableError
 from bench.noise import reproducible
+from bench.serving import client
+from bench.serving.client import Address, NotThereError
 from rewards.packages import WORKER, python_of
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ SCORERS = {"hpsv2": "hpsv2.1", "image-reward": "imagereward"}
 TOLERANCE = 1e-6
 SECONDS = 900.0
 """That a worker may take to load, and to answer a request."""
+LONGEST = 1 << 22
+"""Bytes of its answer."""
 SIZES = ((224, 224), (480, 720), (832, 480), (60, 100), (333, 517))
 PROMPTS = (
     "a photo of a cat",
@@ -156,11 +159,11 @@ def theirs(package: str, python: Path, folder: Path, images: Sequence[UInt8[Tens
     """
     prompts, sent = list(PROMPTS), [{"png": _png(image)} for image in images]
     with running(package, python, folder) as url:
-        version = asked(f"{url}/info")["info"]["revision"].partition("+")[0]
-        ids = asked(f"{url}/tokens", {"prompts": prompts})["ids"]
+        version = asked(url, "/info")["info"]["revision"].partition("+")[0]
+        ids = asked(url, "/tokens", {"prompts": prompts})["ids"]
         rows = []
         for prompt in prompts:
-            answer = asked(f"{url}/score", {"prompts": [prompt] * len(sent), "images": sent})
+            answer = asked(url, "/score", {"prompts": [prompt] * len(sent), "images": sent})
             rows.append([np.nan if score is None else score for score in answer["scores"]])
     return Scores(version=version, ids=ids, values=np.array(rows, dtype=np.float64))
 
@@ -203,19 +206,20 @@ def running(package: str, python: Path, folder: Path) -> Iterator[str]:
             process.terminate()
 
 
-def asked(url: str, body: Any = None) -> Any:
+def asked(url: str, path: str, body: Any = None) -> Any:
     """Return what a worker answers.
 
     Raises:
-        RuntimeError: if it refuses.
+        RuntimeError: if it refuses, or does not answer.
     """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     data = None if body is None else json.dumps(body).encode()
     try:
-        with opener.open(urllib.request.Request(url, data), timeout=SECONDS) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise RuntimeError(f"{url} answers {error.code}: {error.read().decode()}") from error
+        status, said = client.asked(Address(url=url), path, data, token="", timeout=SECONDS, longest=LONGEST)
+    except (NotThereError, UnavailableError) as error:
+        raise RuntimeError(f"{url}{path}: {error}") from error
+    if status != 200:
+        raise RuntimeError(f"{url}{path} answers {status}: {said.decode(errors='replace')}")
+    return json.loads(said)
 
 
 def write(package: str, folder: Path, *, tiny: bool) -> None:

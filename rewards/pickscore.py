@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from bench.contract import HubFile, RewardInfo, means
+from bench.scorers.checkpoint import taken_for
 from bench.scorers.pixels import check_batch, distinct, scored
 from bench.scorers.transformers_clip import image_processor, loaded, preprocessed, tokens
 from bench.scorers.weights import located, revision
@@ -95,7 +96,8 @@ class PickScore:
 
         config, processor, weights, vocabulary, _ = (located(NAME, file, self.weights) for file in self.files)
         model = loaded(config, weights, "PickScore's weights")
-        tokenizer = CLIPTokenizer.from_pretrained(vocabulary.parent)
+        with taken_for("a CLIP's tokenizer, merges.txt beside it", vocabulary):
+            tokenizer = CLIPTokenizer.from_pretrained(vocabulary.parent)
         if len(tokenizer) != model.config.text_config.vocab_size:
             known = f"{model.config.text_config.vocab_size:,}"
             raise RuntimeError(f"{vocabulary} has {len(tokenizer):,} tokens, and {weights} knows {known} of them")

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from bench.contract import RewardInfo, UnavailableError, means
 from bench.scorers.pixels import check_images, eight_bit
 from bench.serving import protocol
-from bench.serving.client import Address, NotThereError, asked
+from bench.serving.client import Address, LateError, NotThereError, asked
 from bench.serving.sent import item
 
 if TYPE_CHECKING:
@@ -207,6 +207,8 @@ class Remote:
         token = protocol.token_of(self.token_file)
         try:
             return asked(Address(url=self.url), path, body, token=token, timeout=timeout, longest=longest)
+        except LateError as error:
+            raise UnavailableError(f"{self.url}{path}: {error}; timeout= gives it more time") from error
         except UnavailableError as error:
             raise UnavailableError(f"{self.url}{path}: {error}") from error
 

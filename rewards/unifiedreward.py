@@ -18,8 +18,10 @@ from jaxtyping import Float, Int, UInt8
 
 from bench.contract import RewardInfo, means
 from bench.scorers import openai_chat, rubrics, vision_chat
-from bench.scorers.pixels import check_images, scored
+from bench.scorers.frames import sampled
+from bench.scorers.pixels import scored
 from bench.scorers.rubrics import Answer, Rubric
+from bench.serving.client import Address
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +78,10 @@ class Asked:
             has = ", ".join(self.rubric.dimensions)
             raise ValueError(f"template={self.rubric.name} has no dimension {self._dimension!r}; it has {has}")
         if self.url:
-            openai_chat.check_url(self.url)
+            try:
+                Address(url=self.url)
+            except ValueError as error:
+                raise ValueError(f"url: {error}; here one up to /v1 is wanted, as http://127.0.0.1:8080/v1") from error
         if self.url and self.weights:
             raise ValueError("url= asks a server and weights= runs the model in process: give one of them")
         if not self.url and self.rubric is rubrics.SCORE_SGLANG:
@@ -187,9 +192,9 @@ class Asked:
         Raises:
             UnavailableError: if the server went away and did not come back.
         """
-        check_images(images, prompts, self.media)
         said: list[Answer] = []
-        values = scored(partial(self._score, said), images, prompts, max(len(images), 1) if self.url else self.batch)
+        batch = max(len(images), 1) if self.url else self.batch
+        values = scored(partial(self._score, said), images, prompts, batch, self.media)
         flaws = [answer.flaw or f"the answer has no {self._dimension} score: {answer.text[-120:]!r}" for answer in said]
         self.failures[:] = [f"{len(flaws)} of {len(values)} failed; {flaws[0]}"] if flaws else []
         return values
@@ -306,7 +311,7 @@ class UnifiedRewardVideo(Asked):
 
     def shown(self, one: UInt8[Tensor, "frame 3 height width"]) -> UInt8[Tensor, "picture 3 height width"]:
         """Return the frames that the model sees."""
-        frames = by_seconds(len(one), self.fps) if self.rubric.shown == "video" else by_share(len(one))
+        frames = sampled(len(one), self.fps, RATE) if self.rubric.shown == "video" else by_share(len(one))
         return one[frames]
 
     def _seen(self) -> str:
@@ -318,21 +323,6 @@ class UnifiedRewardVideo(Asked):
 def by_share(count: int) -> list[int]:
     """Return which frames the 2.0 models see: 16, evenly from the first; of a shorter video each frame once."""
     return sorted({int(i * count / FRAMES) for i in range(FRAMES)})
-
-
-def by_seconds(count: int, fps: float) -> list[int]:
-    """Return which frames the 1.0 models see: an even number, about 2 a second, from the first to the last.
-
-    Raises:
-        ValueError: for a video of one frame.
-    """
-    import torch
-
-    if count < 2:
-        raise ValueError(f"template=score sees videos of 2 frames and more, not of {count}")
-    most = min(768, count) // 2 * 2
-    chosen = round(min(max(count / fps * RATE, 4), most, count) / 2) * 2
-    return torch.linspace(0, count - 1, chosen).round().long().tolist()
 
 
 def encoded(image: UInt8[Tensor, "3 height width"], kind: str, side: int = 0) -> str:

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from bench.contract import HubFile, RewardInfo, means
-from bench.scorers.pixels import CLIP_MEAN, CLIP_STD, check_batch, check_images, scored
+from bench.scorers.frames import LEAST, sampled
+from bench.scorers.pixels import CLIP_MEAN, CLIP_STD, check_batch, scored
 from bench.scorers.video_files import CRF, through_file
 from bench.scorers.videoreward import CELL, DIMENSIONS, Judge, judge
 from bench.scorers.weights import located, revision
@@ -32,26 +33,11 @@ SETTINGS = HubFile(repository=HUB, file="model_config.json", size=0, licence="Ap
 CONFIG = HubFile(repository=BASE, file="config.json", size=0, licence="Apache-2.0")
 TOKENIZER = HubFile(repository=BASE, file="tokenizer.json", size=0, about=7_030_000, licence="Apache-2.0")
 
-LEAST_PIXELS, LEAST_FRAMES, MOST_FRAMES, WIDEST = 128 * CELL**2, 4, 768, 200
+LEAST_PIXELS, WIDEST = 128 * CELL**2, 200
 PARAMETERS = 2_208_561_664
 """Of the published model, LoRA merged, without the head that nobody reads."""
 REMEMBERED = 4096
 """Batches whose numbers are kept, so that three dimensions of one video cost one look at it."""
-
-
-def sampled(count: int, fps: float, wanted: float) -> Int[np.ndarray, " frame"]:
-    """Return which of `count` frames at `fps` are looked at: about `wanted` a second, an even number, both ends.
-
-    Raises:
-        ValueError: for fewer than two frames.
-    """
-    import torch
-
-    most = min(MOST_FRAMES, count) // 2 * 2
-    chosen = round(min(max(count / fps * wanted, LEAST_FRAMES), most) / 2) * 2
-    if chosen < 2:
-        raise ValueError(f"a video of {count} frame has no motion to score: at least 2 are wanted")
-    return torch.linspace(0, count - 1, chosen).round().long().numpy()
 
 
 def target(height: int, width: int, most: int) -> tuple[int, int]:
@@ -84,8 +70,8 @@ def preprocessed(
 
     size = list(target(frames.shape[-2], frames.shape[-1], most))
     small = resize(frames.flatten(0, 1).float(), size, InterpolationMode.BICUBIC, antialias=True)
-    pixels = small.clamp(0, 255).round() / 255
-    return normalize(pixels, list(CLIP_MEAN), list(CLIP_STD)).unflatten(0, frames.shape[:2])
+    pixels = small.clamp_(0, 255).round_().div_(255)  # in place, as a copy of a batch of videos is large
+    return normalize(pixels, list(CLIP_MEAN), list(CLIP_STD), inplace=True).unflatten(0, frames.shape[:2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +124,7 @@ class VideoAlign:
             reference=f"Liu et al., arXiv 2501.13918; weights {HUB} of the hub",
             model=f"Qwen2-VL-2B with LoRA merged, {CHECKPOINT.file}, in {self.precision}, "
             f"rotary frequencies in {self.rope}, head in fp32",
-            preprocessing=f"{frames}, 2 a second of {self.fps:g}, at least {LEAST_FRAMES}; each to "
+            preprocessing=f"{frames}, 2 a second of {self.fps:g}, at least {LEAST}; each to "
             "multiples of 28 pixels, 100,352 to 200,704, bicubic with antialias; CLIP's mean and std",
             media="video",
             pixels="uint8",
@@ -176,8 +162,7 @@ class VideoAlign:
         group: Int[np.ndarray, " leaf"],  # noqa: ARG002
     ) -> Float[np.ndarray, " leaf"]:
         """Return the score of each video; 0 is the mean of those that the published constants are from."""
-        check_images(images, prompts, "video")
-        return scored(self._score, images, prompts, self.batch)
+        return scored(self._score, images, prompts, self.batch, "video")
 
     def _score(self, pixels: UInt8[Tensor, "row frame 3 height width"], prompts: list[str]) -> Float[Tensor, " row"]:
         import torch
@@ -192,7 +177,7 @@ class VideoAlign:
         import torch
 
         known = self.judge.known
-        at = torch.from_numpy(sampled(pixels.shape[1], self.fps, self.judge.settings.fps)).to(pixels.device)
+        at = torch.tensor(sampled(pixels.shape[1], self.fps, self.judge.settings.fps)).to(pixels.device)
         seen = pixels if self.frames == "file" else pixels[:, at]
         key = _digest(seen, prompts, (self.frames, self.fps))
         if key not in known:

@@ -7,28 +7,25 @@ is waited for, up to a limit, and then raises `UnavailableError`: a score is nev
 
 from __future__ import annotations
 
-import http.client
 import json
+import math
 import os
 import re
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
-from socket import SHUT_RDWR, socket
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from bench.contract import UnavailableError
 from bench.scorers.rubrics import Answer
+from bench.serving import client
+from bench.serving.client import Address, LateError, Line, NotThereError
 
 LARGEST = 8 << 20
 """Bytes of an answer."""
-CONNECTING = 10.0
-"""Seconds for a connection, and for the list of models."""
+LISTING = 10.0
+"""Seconds for the list of models."""
 PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts; the last ones are all alike."""
 BUSY = (408, 425, 429, 500, 502, 503, 504)
@@ -59,33 +56,6 @@ class Server:
     """Seconds, from the first failure of a question, in which it is tried again."""
 
 
-@dataclass(slots=True)
-class Line:
-    """The connections of one call, so that all of them can be hung up."""
-
-    ended: threading.Event = field(default_factory=threading.Event)
-    open: set[socket] = field(default_factory=set)
-
-    def end(self) -> None:
-        """Hang up, and let nobody try again."""
-        self.ended.set()
-        for one in list(self.open):
-            hang_up(one)
-
-
-def check_url(url: str) -> None:
-    """Raise ValueError unless a text is the address of a server, without secrets in it."""
-    parts = urlsplit(url)
-    try:
-        whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        whole = False
-    if not whole or parts.query or parts.fragment or not url.isprintable() or " " in url:
-        raise ValueError(f"url={url}: an address such as http://127.0.0.1:8080/v1 is wanted")
-    if parts.username or parts.password:
-        raise ValueError(f"url: no password in an address, records keep it; set {KEY} in the environment")
-
-
 def served(server: Server) -> list[str]:
     """Return the names of the models that a server has.
 
@@ -93,7 +63,7 @@ def served(server: Server) -> list[str]:
         UnavailableError: if it does not say.
     """
     try:
-        status, data = exchange(server.url, "GET", "/models", None, min(CONNECTING, server.timeout), Line())
+        status, data = exchange(server, "/models", None, timeout=LISTING)
     except AwayError as error:
         raise UnavailableError(f"{server.url} {error}: start the server, or give another url") from error
     listed = _json(data).get("data") if status == 200 else None
@@ -132,7 +102,7 @@ def asked(server: Server, body: Body, line: Line) -> Answer:
     data, attempt, until = body(), 0, 0.0
     while True:
         try:
-            status, said = exchange(server.url, "POST", "/chat/completions", data, server.timeout, line)
+            status, said = exchange(server, "/chat/completions", data, line)
             return understood(server.url, status, said)
         except AwayError as error:
             now, pause = time.monotonic(), PAUSES[min(attempt, len(PAUSES) - 1)]
@@ -175,67 +145,36 @@ def understood(url: str, status: int, data: bytes) -> Answer:
     return Answer(text=text)
 
 
-def exchange(url: str, method: str, path: str, body: bytes | None, seconds: float, line: Line) -> tuple[int, bytes]:
-    """Send a request; return status and body of the answer.
+def exchange(
+    server: Server, path: str, body: bytes | None, line: Line | None = None, *, timeout: float = math.inf
+) -> tuple[int, bytes]:
+    """Return status and body of an answer.
 
     Raises:
         AwayError: if there is no connection, or no whole answer in time.
-        UnavailableError: if the answer is too large.
+        UnavailableError: if the answer is too large, or no HTTP.
     """
-    parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=min(seconds, CONNECTING))
-    late = threading.Event()
+    seconds = min(server.timeout, timeout)
     try:
-        connection.connect()
-    except OSError as error:
-        connection.close()
-        raise AwayError(f"does not answer ({_why(error)})") from error
-    caught: socket = connection.sock
-    caught.settimeout(seconds)
-    line.open.add(caught)
-    watch = threading.Timer(seconds, partial(hang_up, caught, late))  # a trickle of bytes would pass any time-out
-    watch.daemon = True
-    watch.start()
-    try:
-        if line.ended.is_set():
-            raise AwayError("is not asked any more")
-        connection.request(method, parts.path.rstrip("/") + path, body, headers())
-        reply = connection.getresponse()
-        data = b"" if (reply.length or 0) > LARGEST else reply.read(LARGEST + 1)
-        if len(data) > LARGEST or (reply.length or 0) > LARGEST:
-            raise UnavailableError(f"{url}{path} sends more than {LARGEST:,} bytes: this is no such server")
-        if late.is_set() or reply.length:
-            raise AwayError(f"sent no whole answer in {seconds:g} s" if late.is_set() else "broke off its answer")
-        return reply.status, data
-    except (OSError, http.client.HTTPException) as error:
-        slow = late.is_set() or isinstance(error, TimeoutError)
-        raise AwayError(f"sent no answer in {seconds:g} s" if slow else f"broke off ({_why(error)})") from error
-    finally:
-        watch.cancel()
-        line.open.discard(caught)
-        connection.close()
+        return client.asked(
+            Address(url=server.url), path, body, token=key(), timeout=seconds, longest=LARGEST, line=line
+        )
+    except (NotThereError, LateError) as error:
+        raise AwayError(f"does not answer ({error})") from error
+    except UnavailableError as error:
+        raise UnavailableError(f"{server.url}{path}: {error}; {_remedy(200)}") from error
 
 
-def hang_up(one: socket, late: threading.Event | None = None) -> None:
-    """End a connection under the hands of whoever reads from it."""
-    if late is not None:
-        late.set()
-    with suppress(OSError):
-        one.shutdown(SHUT_RDWR)
-
-
-def headers() -> Mapping[str, str]:
-    """Return a request's headers, with the key that the environment has.
+def key() -> str:
+    """Return the key that the environment has; empty for none.
 
     Raises:
         UnavailableError: for a key that is none.
     """
-    key = os.environ.get(KEY, "").strip()
-    if not re.fullmatch(r"[!-~]*", key):
+    found = os.environ.get(KEY, "").strip()
+    if not re.fullmatch(r"[!-~]*", found):
         raise UnavailableError(f"{KEY} holds what no key does: set it anew, or unset it")
-    bearer = {"Authorization": f"Bearer {key}"} if key else {}
-    return {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close", **bearer}
+    return found
 
 
 def _json(data: bytes) -> dict[str, Any]:
@@ -253,7 +192,7 @@ def _seen(status: int, data: bytes) -> str:
     said = found.get("error", found)
     said = said.get("message", "") if isinstance(said, dict) else said
     text = " ".join((str(said) or data[:400].decode("utf-8", "replace")).split())
-    text = text.replace(os.environ.get(KEY, "").strip() or "\0", "...")  # a server may repeat what it was sent
+    text = text.replace(key() or "\0", "...")  # a server may repeat what it was sent
     return f"answers {status} with {text[:160]!r}" if text else f"answers {status} with nothing"
 
 
@@ -263,8 +202,3 @@ def _remedy(status: int) -> str:
     if status in BUSY:
         return "it is not ready; try again"
     return "this is no server of OpenAI's chat protocol at this url, which ends in /v1, or it lacks the model"
-
-
-def _why(error: Exception) -> str:
-    text = getattr(error, "strerror", "") or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:120].lower()

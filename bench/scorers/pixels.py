@@ -41,12 +41,10 @@ def check_images(images: Tensor, prompts: Sequence[str], media: str = "image") -
         raise ValueError(f"{media}s of shape {axes} are wanted, RGB, not {list(images.shape)}")
     if len(prompts) != len(images):
         raise ValueError(f"{len(images)} {media}s and {len(prompts)} prompts: one each is wanted")
-    import torch
-
-    finite = images[torch.isfinite(images)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    if low < -0.01 or high > 1.01:
-        raise ValueError(f"{media}s lie in [0, 1], and these from {low:.3g} to {high:.3g}")
+    if images.numel():
+        low, high = map(float, images.nan_to_num(0.5, 0.5, 0.5).aminmax())
+        if low < -0.01 or high > 1.01:
+            raise ValueError(f"{media}s lie in [0, 1], and these from {low:.3g} to {high:.3g}")
 
 
 def eight_bit(
@@ -62,7 +60,11 @@ def eight_bit(
 
 
 def scored(
-    score: Score, images: Float[Tensor, "leaf *frame 3 height width"], prompts: Sequence[str], batch: int
+    score: Score,
+    images: Float[Tensor, "leaf *frame 3 height width"],
+    prompts: Sequence[str],
+    batch: int,
+    media: str = "image",
 ) -> Float[np.ndarray, " leaf"]:
     """Return what `score` says of the 8-bit images, at most `batch` a call; NaN for an image that is not finite.
 
@@ -71,7 +73,7 @@ def scored(
     """
     import torch
 
-    check_images(images, prompts, "image" if images.ndim == 4 else "video")
+    check_images(images, prompts, media)
     pixels, valid = eight_bit(images)
     rows = np.flatnonzero(valid)
     values = np.full(len(images), np.nan)

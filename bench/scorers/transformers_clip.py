@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float, UInt8
 
+from bench.scorers.checkpoint import state_of, taken_for
 from bench.scorers.pixels import pictures
 
 if TYPE_CHECKING:
@@ -30,13 +31,11 @@ def config_of(file: Path) -> Any:
     """
     from transformers import CLIPConfig
 
-    try:
+    with taken_for("a configuration of a CLIP of transformers", file):
         read = json.loads(file.read_text())
         if read.get("model_type") != "clip":
             raise ValueError(f"model_type is {read.get('model_type')!r}")
         return CLIPConfig.from_dict(read)
-    except (ValueError, AttributeError) as error:
-        raise RuntimeError(f"{file} is no configuration of a CLIP of transformers: {_line(error)}") from error
 
 
 def empty(config: Any, *, images_only: bool = False) -> Any:
@@ -64,13 +63,11 @@ def loaded(config: Path, weights: Path, what: str, *, images_only: bool = False)
         RuntimeError: if the files are of another model.
     """
     model = empty(config_of(config), images_only=images_only)
-    try:
-        state = {key: value.float() for key, value in _read(weights).items() if key not in BUFFERS}
+    with taken_for(f"{what}, as {config} describes it", weights):
+        state = {key: value.float() for key, value in state_of(weights).items() if key not in BUFFERS}
         if images_only:
             state = {key: value for key, value in state.items() if key.startswith(OF_IMAGES)}
         model.load_state_dict(state, strict=True, assign=True)
-    except Exception as error:
-        raise RuntimeError(f"{weights} is not {what}, as {config} describes it: {_line(error)}") from error
     return model.eval().requires_grad_(False)
 
 
@@ -84,10 +81,8 @@ def image_processor(file: Path) -> Any:
     """
     from transformers import CLIPImageProcessorPil
 
-    try:
+    with taken_for("a preprocessor_config.json", file):
         return CLIPImageProcessorPil.from_dict(json.loads(file.read_text()))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise RuntimeError(f"{file} describes no processor of images: {_line(error)}") from error
 
 
 def preprocessed(processor: Any, pixels: UInt8[Tensor, "row 3 height width"]) -> Float[Tensor, "row 3 side side"]:
@@ -100,18 +95,3 @@ def tokens(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str, Tenso
     """Return the tokens of texts and which of them count, cut or filled to a length: none depends on its neighbours."""
     read = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
     return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"]}
-
-
-def _read(file: Path) -> Mapping[str, Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    import torch
-
-    read: Mapping[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return read
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 
+from bench.scorers.checkpoint import state_of, taken_for
 from bench.scorers.pixels import distinct
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ USUAL = {
 PATCH, MERGED, TOGETHER = 14, 2, 2
 """Pixels a side of a patch; patches a side, and frames, of what becomes one token."""
 CELL = PATCH * MERGED
+MODEL = "VideoReward's model.pth"
 WRAPPED = "base_model.model."
 """Before every key of a state that PEFT wrapped."""
 
@@ -142,7 +144,7 @@ def settings(path: Path) -> Settings:
     Raises:
         RuntimeError: if it is none, or asks for what this scorer does not do.
     """
-    try:
+    with taken_for("VideoReward's model_config.json", path):
         read = json.loads(path.read_text(encoding="utf-8"))
         data, model, lora = read["data_config"], read["model_config"], read["peft_lora_config"]
         norm = read["inference_config"]
@@ -156,8 +158,6 @@ def settings(path: Path) -> Settings:
             mean=tuple(float(norm[f"{name}_mean"]) for name in DIMENSIONS),
             std=tuple(float(norm[f"{name}_std"]) for name in DIMENSIONS),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RuntimeError(f"{path} is not VideoReward's model_config.json: {_line(error)}") from error
     wanted = (
         (found.outputs in (1, 3), f"output_dim {found.outputs}"),
         (model.get("reward_token") == "special", f"reward_token {model.get('reward_token')!r}"),
@@ -203,8 +203,9 @@ class Judge:
     known: dict[str, Any] = field(default_factory=dict)
 
     def inputs(self, frames: Float[Tensor, "row frame 3 height width"], prompts: Sequence[str]) -> dict[str, Any]:
-        """Return what the model is called with: padding is on the right, positions are plain numbers 0, 1, 2, …
+        """Return what the model is called with: positions are plain numbers 0, 1, 2, …
 
+        Padding is on the right, where causal attention does not look: a mask would change nothing but its speed.
         The published code leaves positions out, which meant these on all three axes of M-RoPE, and the weights were
         trained so; a model of today would give frames three-dimensional ones instead.
         """
@@ -216,10 +217,8 @@ class Judge:
         told = self.tokenizer.encode_batch([questionnaire(text, math.prod(grid) // MERGED**2) for text in texts])
         length, pad = max(len(one.ids) for one in told), self.tokenizer.token_to_id(PADDING)
         ids = torch.tensor([one.ids + [pad] * (length - len(one.ids)) for one in told])[place]
-        mask = torch.tensor([[1] * len(one.ids) + [0] * (length - len(one.ids)) for one in told])[place]
         given = {
             "input_ids": ids,
-            "attention_mask": mask,
             "position_ids": torch.arange(length).expand(3, rows, length),
             "mm_token_type_ids": (ids == self.tokenizer.token_to_id(SEEN)).int() * 2,
             "pixel_values_videos": patches(frames),
@@ -259,14 +258,13 @@ def judge(files: tuple[Path, ...], stamps: tuple[int, ...], precision: str, rope
 
     checkpoint, told, config, words = files
     what = settings(told)
-    try:
+    with taken_for("a tokenizer.json", words):
         tokenizer = Tokenizer.from_file(str(words))
-    except Exception as error:
-        raise RuntimeError(f"{words} is no tokenizer: {_line(error)}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.add_special_tokens(list(TOKENS))
-    state = read(checkpoint)
+    with taken_for(MODEL, checkpoint):
+        state = state_of(checkpoint, mmap=True)
     rows = len(state.get(f"{WRAPPED}model.embed_tokens.weight", ()))
     if rows < tokenizer.get_vocab_size():
         raise RuntimeError(
@@ -284,21 +282,6 @@ def judge(files: tuple[Path, ...], stamps: tuple[int, ...], precision: str, rope
     return Judge(model=model.eval().requires_grad_(False), head=head, tokenizer=tokenizer, settings=what)
 
 
-def read(file: Path) -> dict[str, Any]:
-    """Return the state of a checkpoint.
-
-    Raises:
-        RuntimeError: if it has none.
-    """
-    import torch
-
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        return {str(key): value for key, value in state.items()}
-    except Exception as error:
-        raise RuntimeError(f"{file} is not VideoReward's model.pth: {_line(error)}") from error
-
-
 def empty(config: Path, rows: int) -> Any:
     """Return a Qwen2-VL without memory for its weights, that embeds so many tokens.
 
@@ -309,14 +292,12 @@ def empty(config: Path, rows: int) -> Any:
     from transformers import Qwen2VLConfig
     from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-    try:
+    with taken_for("the config.json of Qwen2-VL-2B-Instruct", config):
         said = json.loads(config.read_text(encoding="utf-8"))
         if said["model_type"] != "qwen2_vl":
             raise ValueError(f"model_type {said['model_type']!r}")
         with init_empty_weights():
             return Qwen2VLModel(Qwen2VLConfig(**{**said, "vocab_size": rows, "torch_dtype": "float32"}))
-    except Exception as error:
-        raise RuntimeError(f"{config} is not the config.json of Qwen2-VL-2B-Instruct: {_line(error)}") from error
 
 
 def take(model: Any, state: dict[str, Any], what: Settings, dtype: Any, file: Path) -> Float[Tensor, "output hidden"]:
@@ -325,14 +306,12 @@ def take(model: Any, state: dict[str, Any], what: Settings, dtype: Any, file: Pa
     Raises:
         RuntimeError: if they are of another model.
     """
-    try:
+    with taken_for(MODEL, file):
         plain = {key: value.to(dtype) for key, value in merged(state, what).items()}
         head = plain.pop("rm_head.weight").float()
         if len(head) != what.outputs:
             raise ValueError(f"its head has {len(head)} outputs, and model_config.json says {what.outputs}")
         model.load_state_dict(plain, strict=True, assign=True)
-    except Exception as error:
-        raise RuntimeError(f"{file} is not VideoReward's model.pth: {_line(error)}") from error
     return head
 
 
@@ -370,7 +349,3 @@ def merged(state: Mapping[str, Any], what: Settings) -> dict[str, Any]:
 def _renamed(name: str) -> str:
     name = name.replace(".base_layer.", ".")
     return f"language_{name}" if name.startswith("model.") else name
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

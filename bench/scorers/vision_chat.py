@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 
 from bench.models.hub import commit_of, hub_id, snapshot
 from bench.models.source import folder_digest
+from bench.scorers.checkpoint import taken_for
 from bench.scorers.rubrics import Answer
 
 if TYPE_CHECKING:
@@ -185,15 +186,12 @@ def loaded(folder: Path) -> Chat:
         raise RuntimeError(
             f"{folder} is a model of type {kind!r}, and {', '.join(KINDS)} run in process: serve it, and give url="
         )
-    try:
+    with taken_for(f"a whole model of type {kind}", folder, "fetch it again"):
         processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         processor.tokenizer.padding_side = "left"
         read: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype="auto", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except Exception as error:
-        why = " ".join(str(error).split())[:300]
-        raise RuntimeError(f"{folder} is no whole model of type {kind}: {why}; fetch it again") from error
     model, told = read
     wrong = {key: sorted(map(str, told[key]))[:3] for key in ("missing_keys", "unexpected_keys") if told[key]}
     if wrong:

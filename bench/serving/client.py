@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from dataclasses import dataclass, field
+from http.client import BadStatusLine, HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from ssl import SSLError
 from threading import Event, Timer
 from urllib.parse import urlsplit
 
 from bench.contract import UnavailableError
-from bench.serving.protocol import is_loopback
+from bench.serving import protocol
 
 CONNECTING = 10.0
 """Seconds that a connection may take."""
@@ -19,6 +20,24 @@ PIECE = 1 << 16
 
 class NotThereError(Exception):
     """Nobody answers, or whoever did is gone: asked again, it may be back."""
+
+
+class LateError(UnavailableError):
+    """Somebody is there, and does not answer in time."""
+
+
+@dataclass(slots=True)
+class Line:
+    """The connections of questions that are asked at once, so that all can be hung up."""
+
+    ended: Event = field(default_factory=Event)
+    open: set[socket.socket] = field(default_factory=set)
+
+    def end(self) -> None:
+        """Hang up, and let nobody ask again."""
+        self.ended.set()
+        for one in list(self.open):
+            _hang_up(one)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,17 +55,19 @@ class Address:
 
     def __post_init__(self) -> None:
         """Check the address."""
+        if set(self.url) & set("@?#"):  # looked for first: what may be a secret is not repeated
+            raise ValueError(
+                "an address has no user, query or fragment, for records keep it: give a secret as $ARBOR_TOKEN or in a "
+                "token_file, an OpenAI server's as $OPENAI_API_KEY"
+            )
         if not _is_address(self.url):
             raise ValueError(f"{self.url!r} is no address of a server, as http://127.0.0.1:8000 is")
-        parts = urlsplit(self.url)
-        if parts.username is not None or parts.query or parts.fragment:
-            raise ValueError("an address has no user, query or fragment; a token is kept in a file or in $ARBOR_TOKEN")
 
     @property
     def is_open(self) -> bool:
         """Return whether what is said to it can be read on the way: it is another machine's, without TLS."""
         parts = urlsplit(self.url)
-        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+        return parts.scheme == "http" and not protocol.is_loopback(parts.hostname or "")
 
     def connection(self, timeout: float) -> HTTPConnection:
         """Return a connection that is not open yet."""
@@ -63,13 +84,21 @@ def _is_address(url: str) -> bool:
     try:
         parts = urlsplit(url)
         known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # a port that is no number, a name that no host has
         return False
     return known and url.isprintable() and " " not in url
 
 
 def asked(
-    address: Address, path: str, body: bytes | None, *, token: str, timeout: float, longest: int
+    address: Address,
+    path: str,
+    body: bytes | None,
+    *,
+    token: str,
+    timeout: float,
+    longest: int,
+    line: Line | None = None,
 ) -> tuple[int, bytes]:
     """Return status and body of a server's answer.
 
@@ -80,12 +109,14 @@ def asked(
         token: that is shown; may be empty.
         timeout: seconds for everything, from when the connection stands.
         longest: most bytes of an answer.
+        line: that this is one of; None for a question by itself.
 
     Raises:
-        NotThereError: the server is not there, or went away.
-        UnavailableError: it is there, and answers too late, too much or no HTTP.
+        NotThereError: the server is not there, went away, or the line was ended.
+        LateError: it is there, and answers too late.
+        UnavailableError: it answers too much, or no HTTP.
     """
-    connection = address.connection(min(timeout, CONNECTING))
+    connection, line = address.connection(min(timeout, CONNECTING)), line or Line()
     late = Event()
     try:
         try:
@@ -94,25 +125,39 @@ def asked(
             raise NotThereError(f"no connection: {_why(error)}") from error
         sock = connection.sock
         sock.settimeout(None)  # a time-out of each read would let one byte a second go on for ever
+        line.open.add(sock)
         timer = Timer(timeout, _hang_up, [sock, late])
         timer.daemon = True
         timer.start()
         try:
-            return _exchanged(connection, address.path(path), body, token, longest)
+            if line.ended.is_set():
+                raise NotThereError("it is not asked any more")
+            answer = _exchanged(connection, address.path(path), body, token, longest)
+            if late.is_set() or line.ended.is_set():  # without a length, what was hung up looks like an end
+                raise ConnectionError("it was hung up")
+            return answer
         except (OSError, HTTPException, ValueError) as error:
             if late.is_set():
-                raise UnavailableError(f"no answer in {timeout:g} s") from error
-            if isinstance(error, OSError):  # http.client's RemoteDisconnected is one
+                raise LateError(f"no answer in {timeout:g} s") from error
+            if _is_break(error):
                 raise NotThereError(f"the connection broke: {_why(error)}") from error
             raise UnavailableError(f"what answers speaks no HTTP: {_why(error)}") from error
         finally:
             timer.cancel()
+            line.open.discard(sock)
     finally:
         connection.close()
 
 
-def _hang_up(sock: socket.socket, late: Event) -> None:
-    late.set()
+def _is_break(error: Exception) -> bool:
+    """Return whether a connection ended before the answer did; http.client's RemoteDisconnected is an OSError."""
+    cut = isinstance(error, BadStatusLine) and "HTTP/1.".startswith(str(error).strip()[:7])
+    return cut or isinstance(error, OSError | IncompleteRead)
+
+
+def _hang_up(sock: socket.socket, late: Event | None = None) -> None:
+    if late is not None:
+        late.set()
     with suppress(OSError):  # it may be closed
         sock.shutdown(socket.SHUT_RDWR)
 
@@ -149,8 +194,12 @@ def _read(response: HTTPResponse, longest: int) -> bytes:
             raise UnavailableError(f"the answer has more than {longest:,} bytes")
     if announced is not None and size < announced:
         raise ConnectionError(f"{announced:,} bytes were announced and {size:,} came")
+    if announced is None and not size:  # an end among the headers looks like an answer of nothing
+        raise ConnectionError("nothing was announced and nothing came")
     return b"".join(pieces)
 
 
 def _why(error: Exception) -> str:
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
+    if isinstance(error, SSLError):
+        return f"{error.reason or 'no TLS'}: https:// is of servers that speak TLS"
+    return protocol.line(str(getattr(error, "strerror", None) or error), 200) or type(error).__name__

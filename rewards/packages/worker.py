@@ -40,13 +40,7 @@ MAX_PIXELS = 2**26
 SECONDS = 60.0
 """That a request may take to arrive."""
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-SHARED = {
-    "higher_is_better": True,
-    "media": "image",
-    "pixels": "uint8",
-    "groupwise": False,
-    "preprocessing": "the package's own",
-}
+SHARED = {"higher_is_better": True, "media": "image", "pixels": "uint8", "groupwise": False, "preprocessing": "its own"}
 
 
 class RefusedError(Exception):
@@ -223,7 +217,7 @@ class Service:
             return {"ids": self.scorer.tokens(prompts_of(body))}
 
     def score(self, body: Any) -> dict[str, Any]:
-        """Return a score for each image, null where the package gave no number."""
+        """Return a score for each image, null where the package gave no number; RefusedError, if it gave none."""
         prompts = prompts_of(body)
         if "videos" in body:
             raise RefusedError(422, f"{self.scorer.name} scores images, not videos")
@@ -231,15 +225,28 @@ class Service:
         if not isinstance(sent, list) or len(sent) != len(prompts):
             raise RefusedError(400, f"'images' must be a list of {len(prompts)}, one a prompt")
         images = [decoded(image) for image in sent]
-        scores: list[float | None] = [None] * len(images)
+        found: dict[int, float | str] = {}
         with self.turn:
             for prompt in dict.fromkeys(prompts):
                 rows = [row for row, text in enumerate(prompts) if text == prompt]
-                for row, score in zip(rows, self.scorer.score(prompt, [images[r] for r in rows]), strict=True):
-                    scores[row] = score if math.isfinite(score) else None
-        failures = [f"image {row}: the package gave no finite number" for row, s in enumerate(scores) if s is None]
+                found.update(zip(rows, self._scored(prompt, [images[r] for r in rows]), strict=True))
+        values = [found[row] for row in range(len(images))]
+        failures = [f"image {row}: {' '.join(v.split())[:200]}" for row, v in enumerate(values) if isinstance(v, str)]
+        if len(failures) == len(images):
+            raise RefusedError(422, "; ".join(failures))
+        scores = [None if isinstance(value, str) else value for value in values]
         whose = {"name": self.scorer.name, "revision": self.info["info"]["revision"]}
         return {"scores": scores, "failures": failures, **whose}
+
+    def _scored(self, prompt: str, images: list[Any]) -> list[float | str]:
+        """Return each image's score, or why it has none; where the package raises, each image is asked for alone."""
+        try:
+            scores = self.scorer.score(prompt, images)
+        except Exception as error:  # noqa: BLE001  # whatever the package raises
+            if len(images) > 1:
+                return [self._scored(prompt, [image])[0] for image in images]
+            return [f"{type(error).__name__}: {error}"]
+        return [score if math.isfinite(score) else "the package gave no finite number" for score in scores]
 
 
 def digest(files: Sequence[Path]) -> str:
@@ -314,11 +321,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer /score and /tokens."""
-        pages = {
-            "/score": lambda: self.service.score(self._body()),
-            "/tokens": lambda: self.service.tokens(self._body()),
-        }
-        self._answer(pages)
+        verbs = {"/score": self.service.score, "/tokens": self.service.tokens}
+        self._answer({path: lambda verb=verb: verb(self._body()) for path, verb in verbs.items()})
 
     def _answer(self, pages: dict[str, Callable[[], dict[str, Any]]]) -> None:
         try:

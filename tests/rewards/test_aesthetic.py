@@ -119,7 +119,7 @@ def test_the_other_head_is_refused_by_its_name(copy, kind, own, other):
     (copy / own.file).write_bytes((copy / other.file).read_bytes())
     with pytest.raises(RuntimeError) as told:
         kind(weights=str(copy)).load()
-    assert f"is not the head {own.file}: it holds the head {other.file}" in str(told.value)
+    assert f"is not the head {own.file}: ValueError: it holds the head {other.file}" in str(told.value)
     assert "\n" not in str(told.value)
 
 

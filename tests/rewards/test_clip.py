@@ -222,7 +222,7 @@ def test_another_checkpoint_is_refused_in_one_line(copy, what):
         described = json.loads(config.read_text())
         described["model_cfg"]["text_cfg"]["hf_model_name"] = "xlm-roberta-base"
         config.write_text(json.dumps(described))
-    with pytest.raises(RuntimeError, match="cannot be read as a CLIP of open_clip") as told:
+    with pytest.raises(RuntimeError, match="is not a CLIP that open_clip reads") as told:
         ClipScore(weights=str(copy)).load()
     assert "\n" not in str(told.value)
     assert str(copy) in str(told.value)

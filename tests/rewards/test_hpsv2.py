@@ -104,6 +104,12 @@ def test_an_image_of_the_models_own_size_is_not_resized():
     np.testing.assert_allclose(seen * 255, pixels[0].numpy(), atol=1e-4)
 
 
+def test_an_image_of_which_nothing_would_be_left_is_refused():
+    with pytest.raises(ValueError, match=r"an image of 600 x 1 is too narrow"):
+        hpsv2.preprocessed(torch.zeros(1, 3, 1, 600, dtype=torch.uint8), 224)
+    assert hpsv2.preprocessed(torch.zeros(1, 3, 1, 300, dtype=torch.uint8), 224).shape == (1, 3, 224, 224)
+
+
 def test_antialias_moves_what_is_seen_of_noise_and_the_score(folder, tiny):
     pixels = noise(512, 512)
     smooth, rough = (hpsv2.preprocessed(pixels, 224, antialias=on) for on in (True, False))
@@ -271,3 +277,11 @@ def test_what_its_numbers_mean_is_said(folder):
     assert isinstance(HPSv2.files[0], HubFile)
     with pytest.raises(ValueError, match="batch=0"):
         HPSv2(batch=0)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"model_cfg": {}}', '{"model_cfg": null}'])
+def test_a_description_of_no_clip_is_refused_by_its_name(tmp_path, folder, text):
+    (tmp_path / hpsv2.WEIGHTS.file).write_bytes((folder / hpsv2.WEIGHTS.file).read_bytes())
+    (tmp_path / "open_clip_config.json").write_text(text)
+    with pytest.raises(RuntimeError, match=r"open_clip_config\.json is not what open_clip says of a CLIP: .+; give"):
+        HPSv2(weights=str(tmp_path)).load()

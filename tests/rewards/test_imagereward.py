@@ -296,8 +296,10 @@ def test_attention_is_eager_because_blip_refuses_another(scorer):
     from transformers import BlipVisionConfig, BlipVisionModel
 
     assert {scorer.towers[0][name].config._attn_implementation for name in ("vision", "text")} == {"eager"}
+    config = BlipVisionConfig()
+    config._attn_implementation = "sdpa"
     with pytest.raises(ValueError, match="scaled_dot_product_attention"):
-        BlipVisionModel(BlipVisionConfig(**sdpa))
+        BlipVisionModel(config)
 
 
 def test_the_tiny_layout_at_full_size_is_that_of_the_published_checkpoint():

@@ -197,8 +197,8 @@ def test_a_worker_says_that_it_is_well_and_what_its_numbers_mean(hpsv2, reward):
         (hpsv2, "hpsv2-package", "cosine", "1.2.0+"),
         (reward, "image-reward-package", "standard deviations", "1.5+"),
     ):
-        assert parity.asked(f"{url}/health") == {"status": "ok", "protocol": 1}
-        told = parity.asked(f"{url}/info")
+        assert parity.asked(url, "/health") == {"status": "ok", "protocol": 1}
+        told = parity.asked(url, "/info")
         assert set(told) == {"protocol", "name", "info", "max_items", "max_bytes"}
         assert (told["protocol"], told["name"]) == (1, name)
         info = RewardInfo(**told["info"])
@@ -239,10 +239,16 @@ def test_what_is_no_number_is_null_and_named(hpsv2):
     assert answer["failures"] == ["image 0: the package gave no finite number"]
 
 
+def test_an_image_that_the_package_cannot_score_fails_alone(hpsv2):
+    status, answer = _post(hpsv2, {"prompts": ["raises", "a", "raises"], "images": [WHITE, BLACK, WHITE]})
+    assert (status, answer["scores"]) == (200, [None, 1.0, None])
+    assert answer["failures"] == [f"image {row}: RuntimeError: the package's own words" for row in (0, 2)]
+
+
 def test_the_packages_error_is_one_line_and_the_worker_goes_on(hpsv2):
     body = {"prompts": ["raises"], "images": [WHITE]}
-    assert _said(_post(hpsv2, body)) == (500, "RuntimeError: the package's own words")
-    assert parity.asked(f"{hpsv2}/health")["status"] == "ok"
+    assert _said(_post(hpsv2, body)) == (422, "image 0: RuntimeError: the package's own words")
+    assert parity.asked(hpsv2, "/health")["status"] == "ok"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +291,7 @@ def test_a_png_that_claims_a_billion_pixels_is_not_decoded(hpsv2):
 def test_an_unknown_path_and_method_are_told(hpsv2):
     assert _said(_post(hpsv2, {}, "/scores")) == (404, "there are /score, /tokens here, and no /scores")
     with pytest.raises(RuntimeError, match=r"404: .*there are /health, /info here"):
-        parity.asked(f"{hpsv2}/")
+        parity.asked(hpsv2, "/")
 
 
 def _sent_by_hand(url, head):
@@ -308,7 +314,7 @@ def test_a_body_without_a_length_is_refused(hpsv2, length):
 def test_a_token_is_wanted_where_the_worker_was_started_with_one(tmp_path, weights):
     folder = _environment(tmp_path / "token-of-mine", FAKES)
     with parity.running("hpsv2", python_of(folder), weights) as url:
-        assert parity.asked(f"{url}/health")["status"] == "ok"
+        assert parity.asked(url, "/health")["status"] == "ok"
         body = {"prompts": [""], "images": [WHITE]}
         for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "token-of-mine"}):
             assert _said(_post(url, body, **headers))[0] == 401

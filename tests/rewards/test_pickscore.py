@@ -303,9 +303,9 @@ def _damage(copy: Path, what: str) -> None:
         ("key", r"model\.safetensors is not PickScore's weights.*logit_scale"),
         ("shape", r"model\.safetensors is not PickScore's weights.*size mismatch"),
         ("cut", r"model\.safetensors is not PickScore's weights"),
-        ("model", r"config\.json is no configuration of a CLIP.*blip"),
-        ("json", r"config\.json is no configuration of a CLIP"),
-        ("processor", r"preprocessor_config\.json describes no processor"),
+        ("model", r"config\.json is not a configuration of a CLIP.*blip"),
+        ("json", r"config\.json is not a configuration of a CLIP"),
+        ("processor", r"preprocessor_config\.json is not a preprocessor_config"),
     ],
 )
 def test_another_checkpoint_is_refused_in_one_line(copy, what, said):

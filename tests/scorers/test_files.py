@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 class Shown:
     """Scores an image by its mean, and tells what it was shown."""
 
-    info = RewardInfo(unit="", low=0.0, high=1.0, higher_is_better=True, revision="1", reference="")
+    info: ClassVar = RewardInfo(unit="", low=0.0, high=1.0, higher_is_better=True, revision="1", reference="")
 
     def __init__(self):
         self.calls = []
@@ -35,7 +36,7 @@ class Shown:
 class Compared(Shown):
     """Scores an image by how many of its group it was shown with."""
 
-    info = RewardInfo(
+    info: ClassVar = RewardInfo(
         unit="", low=1.0, high=math.inf, higher_is_better=True, revision="1", reference="", groupwise=True
     )
 

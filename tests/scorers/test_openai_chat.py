@@ -6,10 +6,11 @@ import time
 
 import pytest
 from chat_server import ChatServer, Reply, prompt_of
+from servers import faking, http
 
 from bench.contract import UnavailableError
 from bench.scorers import openai_chat
-from bench.scorers.openai_chat import Server, ask, check_url, served
+from bench.scorers.openai_chat import Server, ask, served
 
 
 @pytest.fixture(autouse=True)
@@ -81,14 +82,43 @@ def test_a_server_that_stays_busy_is_away(status):
 def test_a_server_that_is_not_there_is_away():
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-    with pytest.raises(UnavailableError, match=r"does not answer \(connection refused\).*the same command goes on"):
+    with pytest.raises(
+        UnavailableError, match=r"does not answer \(no connection: Connection refused\).*the same command"
+    ):
         ask(Server(url=url, patience=0.05), [body("a")] * 3)
+
+
+GOOD = Reply(text="at last").body()
+CHUNK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"
+
+
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\n", CHUNK, http(GOOD, length=9999), "late"])
+def test_an_answer_that_breaks_off_or_comes_too_late_is_asked_for_again(first):
+    replies = iter([first, http(GOOD)])
+
+    def reply(client, path, body):
+        given = next(replies)
+        time.sleep(2.0) if given == "late" else client.sendall(given)
+
+    with faking(reply) as fake:
+        answers = ask(Server(url=f"{fake.url}/v1", timeout=0.5, patience=20.0), [body("a")])
+    assert [answer.text for answer in answers] == ["at last"]
+    assert fake.asked == ["/v1/chat/completions"] * 2
+
+
+def test_what_speaks_no_http_is_no_such_server():
+    with (
+        faking(lambda client, path, body: client.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")) as fake,
+        pytest.raises(UnavailableError, match=r"speaks no HTTP.*no server of OpenAI's chat protocol"),
+    ):
+        ask(Server(url=f"{fake.url}/v1", patience=20.0), [body("a")])
+    assert len(fake.asked) == 1
 
 
 @pytest.mark.parametrize("reply", [Reply(wait=30.0), Reply(trickle=True), Reply(length=4_000_000, wait=0.0)])
 def test_a_server_that_hangs_trickles_or_promises_more_than_it_sends_is_given_up_on(reply):
     start = time.monotonic()
-    with pytest.raises(UnavailableError, match=r"sent no|broke off"):
+    with pytest.raises(UnavailableError, match=r"no answer in 0\.3 s|bytes were announced"):
         asked(reply, timeout=0.3, patience=0.0)
     assert time.monotonic() - start < 15
 
@@ -135,9 +165,9 @@ def test_redirections_and_other_paths_are_no_such_server(status):
 
 
 def test_a_gigabyte_is_not_read():
-    with pytest.raises(UnavailableError, match="more than 8,388,608 bytes"):
+    with pytest.raises(UnavailableError, match="8,388,608 at most"):
         asked(Reply(length=1 << 30))
-    with pytest.raises(UnavailableError, match="more than 8,388,608 bytes"):
+    with pytest.raises(UnavailableError, match="8,388,608 at most"):
         asked(Reply(raw=b" " * (9 << 20)))
     with pytest.raises(UnavailableError, match="more than 8,388,608 bytes"):
         asked(Reply(raw=b" " * (9 << 20), trickle=True))  # no length, no end
@@ -199,18 +229,3 @@ def test_a_key_that_would_break_a_header_is_refused_without_being_told(monkeypat
 def test_a_server_without_a_list_of_models_is_named(reply, said):
     with ChatServer(models=reply).running() as state, pytest.raises(UnavailableError, match=said):
         served(server(state))
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["127.0.0.1:8080/v1", "ftp://host/v1", "http://", "http://host:99999/v1", "http://h/v1?key=1", "http://a b/v1"],
-)
-def test_what_is_no_address_is_refused(url):
-    with pytest.raises(ValueError, match=r"such as http://127\.0\.0\.1:8080/v1"):
-        check_url(url)
-
-
-def test_an_address_with_a_password_is_refused_without_being_told():
-    with pytest.raises(ValueError, match="OPENAI_API_KEY") as caught:
-        check_url("http://me:geheim@host/v1")
-    assert "geheim" not in str(caught.value)

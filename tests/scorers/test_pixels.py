@@ -90,9 +90,16 @@ def test_broken_images_are_not_shown_to_the_scorer():
     assert np.isnan(scored(first_pixel([]), images[[0, 3]], ["a", "b"], 2)).all()
 
 
+def test_videos_are_no_images_and_images_no_videos():
+    video, image = torch.zeros(2, 4, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+    for wrong, media in ((video, "image"), (image, "video")):
+        with pytest.raises(ValueError, match=rf"{media}s of shape \[leaf"):
+            scored(first_pixel([]), wrong, ["a", "b"], 8, media)
+
+
 def test_videos_are_scored_like_images():
     calls = []
-    scored(first_pixel(calls), torch.zeros(2, 4, 3, 2, 2), ["a", "b"], 8)
+    scored(first_pixel(calls), torch.zeros(2, 4, 3, 2, 2), ["a", "b"], 8, "video")
     assert calls == [((2, 4, 3, 2, 2), ["a", "b"])]
 
 
