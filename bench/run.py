@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"bench: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bench: interrupted; the same command goes on from here", file=sys.stderr)
+        goes_on = "; the same command goes on from here" if verb in ("run", "prepare", "diversity") else ""
+        print(f"bench: interrupted{goes_on}", file=sys.stderr)
         return 130
 
 
@@ -88,7 +89,8 @@ def run(words: Sequence[str]) -> int:
     check_means(args, suite)
     preview = dry_run(suite.cells, args.out if args.dry_run else None)
     check_closed(suite.folder, suite.shared, open_suite=args.open)
-    estimated = estimate_of(suite, args)
+    scorers = scorers_of(suite, args.plugin)
+    estimated = estimate_of(suite, args, scorers)
     if args.dry_run:
         preview |= {"memory": dict(estimated.phases)} if estimated else {}
         missing = f"suite {suite.folder}, preset {suite.preset}: {len(suite.missing())} cells to run"
@@ -96,7 +98,7 @@ def run(words: Sequence[str]) -> int:
         if estimated and not args.json:
             print(f"\nmemory: {memory.spoken(estimated)}")
         return 0
-    check_here(suite, args.plugin)
+    check_here(suite, args.plugin, scorers)
     warn_of_memory(suite, args, estimated)
     if torchrun()[1] > 1:
         return together(suite, args, preview["alike"])
@@ -111,7 +113,7 @@ def run(words: Sequence[str]) -> int:
     return concluded(suite)
 
 
-def estimate_of(suite: Suite, args: argparse.Namespace) -> memory.Memory | None:
+def estimate_of(suite: Suite, args: argparse.Namespace, scorers: Mapping[str, Any]) -> memory.Memory | None:
     """Return how much memory a process will take; None for embedded models, which fit anywhere, and unknown sizes."""
     shared = suite.shared
     entry, source = entry_of(shared.model, args.plugin), described(shared.model, args.plugin)
@@ -122,7 +124,7 @@ def estimate_of(suite: Suite, args: argparse.Namespace) -> memory.Memory | None:
         return None
     copies = max(len(cell.algorithm.needs & POLICIES) for cell in suite.cells)
     processes, parallel = torchrun()[1], args.parallel or "ddp"
-    held = lookup.memory(scorers_of(suite, args.plugin))
+    held = lookup.memory(scorers)
     return memory.estimate(
         sizes, source.family, shared, policies=copies, processes=processes, parallel=parallel, scorers=held
     )
@@ -144,10 +146,10 @@ def warn_of_memory(suite: Suite, args: argparse.Namespace, estimated: memory.Mem
         print(f"bench: the run takes {needs} {memory.gigabytes(float(there))}; smaller: {left}", file=sys.stderr)
 
 
-def check_here(suite: Suite, plugins: Sequence[Path]) -> None:
+def check_here(suite: Suite, plugins: Sequence[Path], scorers: Mapping[str, Any]) -> None:
     """Raise InputError unless the model and what the scorers read are on this machine."""
     resolve_model(suite.shared.model, plugins, weights=suite.shared.model_weights)
-    lookup.check_here(scorers_of(suite, plugins))
+    lookup.check_here(scorers)
 
 
 def say_alike(alike: Mapping[str, str]) -> None:
@@ -220,7 +222,7 @@ def diversity(words: Sequence[str]) -> int:
         raise InputError("diversity is a distance in image features, and this suite names none: --set features=SCORER")
     dry_run(suite.cells, None)  # every arm has a plan
     check_closed(suite.folder, suite.shared, open_suite=args.open)
-    check_here(suite, args.plugin)
+    check_here(suite, args.plugin, scorers_of(suite, args.plugin))
     from bench.diversity import measure
 
     try:

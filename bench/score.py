@@ -104,7 +104,7 @@ def together(processes: Processes) -> Iterator[None]:
 def check_scored(failed: Bool[np.ndarray, " leaf"], failures: Sequence[str]) -> None:
     """Raise RuntimeError if no image at all could be scored, with the scorers' own words."""
     if failed.all():
-        raise RuntimeError(f"no image could be scored: {'; '.join(failures) or 'every score is NaN'}")
+        raise RuntimeError(f"no image could be scored: {'; '.join(failures)}")
 
 
 def whole_groups(group: Int[np.ndarray, " leaf"], chunk: int) -> list[slice]:
@@ -123,7 +123,10 @@ def _attempt(
     """Score a batch; where the scorer raises, score what can stand alone: a group, of a pointwise reward an image."""
     try:
         value = np.asarray(reward(images, prompts, group), np.float64)
-        said.extend(f"{name}: {text}" for text in getattr(reward, "failures", ()))
+        own: list[str] = list(getattr(reward, "failures", ()))
+        if not own and not np.isfinite(value).all():
+            own.append("a score is no number, for no reason that it tells")
+        said.extend(f"{name}: {text}" for text in own)
     except UnavailableError:
         raise
     except NoAnswerError as error:  # asked for each image alone, it could take as long again for each

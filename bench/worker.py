@@ -38,7 +38,7 @@ from bench.patience import patient
 from bench.policy import Build, Policy, enable_gradient_checkpointing
 from bench.processes import ALONE, Processes, give_up, join, leave
 from bench.registry import Registry, load
-from bench.scorers.lookup import check_same, looked_at, ready
+from bench.scorers import lookup
 from bench.update import Trainer
 
 
@@ -165,9 +165,9 @@ class Worker:
         written = {name: cell.scorers.get(name, name) for name in names}
         for name, text in written.items():
             if text not in self.scorers:
-                scorer = looked_at(text, rewards)
-                check_same(name, text, scorer, cell.shared.scorer_revisions)
-                self.scorers[text] = ready(scorer)
+                scorer = lookup.looked_at(text, rewards)
+                lookup.check_same(name, text, scorer, cell.shared.scorer_revisions)
+                self.scorers[text] = lookup.loaded(name, scorer)
         return {name: self.scorers[text] for name, text in written.items()}
 
     def scoring(self, cell: Cell, rewards: Registry, names: Iterable[str]) -> dict[str, Reward]:

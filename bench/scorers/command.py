@@ -14,7 +14,7 @@ from bench.arguments import check_media_alike, parsed
 from bench.parse import split_top
 from bench.registry import InputError, load
 from bench.scorers.captions import captioned, left_out
-from bench.scorers.lookup import Scorers, check_here, looked_at, named, ready
+from bench.scorers.lookup import Scorers, check_here, loaded, named
 
 EPILOG = """\
 examples:
@@ -69,12 +69,13 @@ def _score(args: argparse.Namespace) -> int:
     from bench.serving.serve import found
 
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     device = found(args.device)
     sizes = measured(files, media)
     check_whole(scorers.found, files, sizes)
     if media == "video":
         check_rates(scorers.found, files)
-    rewards = {name: loaded(name, scorers.written.get(name, name), registry) for name in scorers.found}
+    rewards = {name: loaded(name, scorer) for name, scorer in scorers.found.items()}
     progress = Progress(len(files))
     scored = score_files(rewards, files, sizes, args.batch, device, progress)
     progress.end()
@@ -141,18 +142,6 @@ def say_left_out(source: Path, names: Sequence[str]) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         print(f"bench: {source}: {names[0]}{more} are left out: in no list, or no image or video", file=sys.stderr)
-
-
-def loaded(name: str, text: str, registry: Any) -> Any:
-    """Return a scorer with what it needs in memory.
-
-    Raises:
-        InputError: if its files are not what it reads.
-    """
-    try:
-        return ready(looked_at(text, registry))
-    except Exception as error:  # whatever loading it raises: weights of another model, say
-        raise InputError(f"{name} cannot be loaded: {error or type(error).__name__}") from error
 
 
 def spoken(told: Mapping[str, Any]) -> list[str]:

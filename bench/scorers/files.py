@@ -71,25 +71,16 @@ def _video_size(file: Path) -> Size:
 
 def _header(file: Path) -> Size:
     """Return the size of what Pillow reads, an image's as it is shown: cameras note that they were held upright."""
-    from PIL import ExifTags, Image, UnidentifiedImageError
+    from PIL import ExifTags, Image
 
     try:
         with Image.open(file) as image:
             frames = getattr(image, "n_frames", 1)
             mode, (width, height), transparent = image.mode, image.size, "transparency" in image.info
             told = Image.Image.getexif(image)  # that of a PNG would read the whole file
-            turned = (
-                told.get(ExifTags.Base.Orientation, 1) in SIDEWAYS and image.format != "TIFF"
-            )  # which it turns itself
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        IndexError,
-        EOFError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
+            own = image.format == "TIFF"  # which Pillow turns itself
+            turned = told.get(ExifTags.Base.Orientation, 1) in SIDEWAYS and not own
+    except (OSError, SyntaxError, IndexError, EOFError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{file} is no image that can be read: {' '.join(str(error).split())}") from error
     if mode not in MODES or transparent:
         raise InputError(f"{file} has mode {mode}{', transparent' if transparent else ''}: 8-bit RGB is wanted")
@@ -214,7 +205,7 @@ def _values(
         if len(rows):
             mine = images if len(rows) == len(images) else images[torch.from_numpy(rows).to(images.device)]
             try:
-                found = score({name: reward}, mine, [prompts[at] for at in rows], group[rows], len(rows))
+                found = score({name: reward}, mine, [prompts[at] for at in rows.tolist()], group[rows], len(rows))
             except UnavailableError as error:  # what it has scored is kept
                 said[f"{name}: {error}"] = None
                 del rewards[name]

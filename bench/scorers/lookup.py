@@ -42,8 +42,8 @@ def looked_at(text: str, registry: Registry) -> Any:
         scorer.info  # noqa: B018  # a server is asked for it
     except TypeError as error:
         raise InputError(f"{text!r} lacks an option: {_lacking(kind, typed)}") from error
-    except (ValueError, UnavailableError) as error:
-        raise InputError(f"{text!r}: {error}") from error
+    except (ValueError, UnavailableError) as error:  # the text may hold a secret
+        raise InputError(f"{name}: {error}") from error
     return scorer
 
 
@@ -180,3 +180,16 @@ def ready(scorer: Any) -> Any:
     if hasattr(made, "load"):
         made.load()
     return made
+
+
+def loaded(name: str, scorer: Any) -> Any:
+    """Return a scorer that was looked at, with what it needs in memory.
+
+    Raises:
+        InputError: if its files are not what it reads, or whatever else loading it raises.
+    """
+    try:
+        return ready(scorer)
+    except Exception as error:
+        kind = "" if isinstance(error, RuntimeError | FileNotFoundError) else f"{type(error).__name__}: "  # in words
+        raise InputError(f"{name} cannot be loaded: {kind}{' '.join(str(error).split())}") from error

@@ -37,10 +37,7 @@ def serve(args: argparse.Namespace, say: Callable[[str], None]) -> int:
         raise InputError(f"{name!r} is no name that a server can tell: letters, digits and ._+- are, and options")
     lookup.check_here({args.scorer: scorer})
     device = found(args.device)
-    try:
-        reward = lookup.ready(scorer)
-    except Exception as error:  # whatever loading it raises: weights of another model, say
-        raise InputError(f"{args.scorer}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    reward = lookup.loaded(args.scorer, scorer)
     server = listening(args, name, reward, device, token)
     with ending() as ended:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()

@@ -60,7 +60,7 @@ def test_a_leaf_without_a_finite_score_in_one_reward_fails_in_all(bad):
     assert found.failed.tolist() == [False, False, False, True] + [False] * 4
     np.testing.assert_equal(found.reward["r0"], [0, 1, 2, np.nan, 4, 5, 6, 7])
     np.testing.assert_equal(found.reward["r1"], [1, 1, 1, np.nan, 1, 1, 1, 1])
-    assert found.failures == ()
+    assert found.failures == ("r1: a score is no number, for no reason that it tells",)
 
 
 def test_where_a_batch_raises_its_images_are_scored_alone_and_only_the_culprits_fail():
@@ -106,7 +106,7 @@ def test_a_groupwise_reward_scores_a_group_whole_or_not_at_all():
 def test_if_nothing_can_be_scored_the_run_stops_with_the_scorers_words():
     for rules, words in (
         ((number, broken), "no image could be scored: r1: OSError: no weights"),
-        ((lambda i, p, g: [np.nan] * len(i),), "every score is NaN"),
+        ((lambda i, p, g: [np.nan] * len(i),), "r0: a score is no number"),
     ):
         found = scored(*rules)
         with pytest.raises(RuntimeError, match=words):

@@ -311,7 +311,7 @@ def test_a_prompt_with_images_of_two_sizes_is_refused_where_they_are_compared(ca
 
 def test_whatever_loading_raises_is_told_in_a_line(call, folder, tmp_path):
     answer = call(own(tmp_path, load="raise KeyError('scale')"))
-    assert (answer.status, answer.err) == (2, "bench: own cannot be loaded: 'scale'\n")
+    assert (answer.status, answer.err) == (2, "bench: own cannot be loaded: KeyError: 'scale'\n")
 
 
 def test_ctrl_c_writes_what_has_been_scored_and_says_that_the_rest_is_not(call, folder, tmp_path):
