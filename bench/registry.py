@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -93,7 +93,8 @@ def _discovered(kind: str, files: Sequence[Path], broken: dict[str, str]) -> Ite
     A module whose own file is named on the command line as well is left to that: it is no second plugin.
     """
     tree, named = _in_tree(kind), {file.resolve() for file in files}
-    entries = {entry.value: entry for entry in entry_points(group=f"bench.{kind}") if entry.value not in tree}
+    installed = _installed(f"bench.{kind}", tuple(sys.path))
+    entries = {entry.value: entry for entry in installed if entry.value not in tree}
     for name, entry in [*dict.fromkeys(tree).items(), *entries.items()]:
         origin = _origin(entry) if entry else name
         try:
@@ -106,6 +107,15 @@ def _discovered(kind: str, files: Sequence[Path], broken: dict[str, str]) -> Ite
         else:
             if not left:
                 yield origin, plugins
+
+
+@lru_cache(maxsize=16)
+def _installed(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:  # noqa: ARG001
+    """Return the entry points of a group, read once of each `sys.path`, for a run looks plugins up often.
+
+    A distribution that is installed while the process runs is seen by the next one.
+    """
+    return tuple(entry_points(group=group))
 
 
 def _module(name: str) -> ModuleType:

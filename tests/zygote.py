@@ -8,6 +8,7 @@ exit codes of each job's workers, -9 for a killed one.
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -177,8 +179,9 @@ def forked(job: Mapping[str, Any], place: Mapping[str, str]) -> int:
     except BaseException:  # noqa: BLE001  # a fork says what went wrong, then ends
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # what it says may go into a file that must not grow
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 
@@ -202,6 +205,7 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what workers print is no answer
     preload()
+    gc.freeze()  # what is shared with all forks is neither looked through by each nor copied for it
     for line in sys.stdin:
         jobs, said = json.loads(line), []
         for job in jobs:

@@ -163,13 +163,13 @@ def test_a_shape_covers_the_area_of_geometry(shape, area):
 
 def test_corruption_has_the_documented_shares():
     rng = seeded(0)[0]
-    clean = [world.draw(scene, rng) for scene in rng.choice(np.array(SCENES, dtype=object), 3000)]
+    clean = [world.draw(scene, rng) for scene in rng.choice(np.array(SCENES, dtype=object), 1000)]
     web = [world.corrupt(picture, rng) for picture in clean]
     clutter = np.mean([len(w.sprites) > len(c.sprites) for w, c in zip(web, clean, strict=True)])
     faded = [picture.fade for picture in web if picture.fade > 0]
-    assert clutter == pytest.approx(0.45, abs=0.03)
-    assert len(faded) / 3000 == pytest.approx(0.60, abs=0.03)
-    assert np.mean(faded) == pytest.approx(0.30, abs=0.01)
+    assert clutter == pytest.approx(0.45, abs=0.05)
+    assert len(faded) / 1000 == pytest.approx(0.60, abs=0.05)
+    assert np.mean(faded) == pytest.approx(0.30, abs=0.02)
     assert max(faded) <= 0.6
 
 

@@ -68,7 +68,7 @@ class Raises(Dance):
 ARMS = {"raises": Raises()}
 """,
 }
-UNEVEN = {"prompts_per_iteration": 3, "iterations": 3, "checkpoint_every": 1, "micro_batch": 3, "ema": 0.9}
+UNEVEN = {"prompts_per_iteration": 3, "iterations": 3, "checkpoint_every": 3, "micro_batch": 3, "ema": 0.9}
 """Slots and passes that two processes cannot share evenly."""
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dance": ("dance", "soft", UNEVEN),
@@ -178,7 +178,7 @@ def test_the_gradient_of_the_first_update_is_that_of_one_process(make, zygote: Z
 
 def test_a_cell_goes_on_under_another_number_of_processes(suites, make, zygote: Zygote):
     ways = [("ddp", "one"), ("one", "fsdp2"), ("fsdp2", "ddp")]
-    made = [make("nft", **UNEVEN) for _ in ways]
+    made = [make("nft", **UNEVEN | {"checkpoint_every": 1}) for _ in ways]
     jobs = []
     for suite, (before, after) in zip(made, ways, strict=True):
         jobs += [job(suite, die=("between_iterations", 3), **HOW[before]), job(suite, **HOW[after])]

@@ -114,12 +114,19 @@ BASE, TRAINING, ALL = 2, 4, 5
 
 
 def served(reward: Soft, model: Path, out: Path, zygote: Zygote, algos: str = "dance", **how: Any) -> Suite:
-    """Run a suite whose scorer is on a server."""
-    with servers.serving(reward, max_bytes=1 << 24) as server:
+    """Run a suite whose scorer is on a server, and is called once a request."""
+    with servers.serving(reward, max_bytes=1 << 24, alone=True) as server:
         suite = suite_of(model, server.url, out, algos, **SHORT)
         codes = zygote.run(job(suite, **how))
     assert {code for process in codes for code in process} == {int(bool(suite.missing()))}
     return suite
+
+
+@pytest.fixture(scope="module")
+def whole(random_flux: Path, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Suite]:
+    """Runs whose server stays, by the number of their processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {count: served(Soft(), random_flux, folder / str(count), zygote, processes=count) for count in (1, 2)}
 
 
 def errors(suite: Suite) -> list[str]:
@@ -135,15 +142,13 @@ def test_a_whole_run_asks_as_often_as_the_next_tests_think(random_flux, tmp_path
 
 @pytest.mark.parametrize(("calls", "left"), [(0, 0), (BASE - 1, 0), (BASE, 0), (TRAINING - 1, 1), (TRAINING, 2)])
 def test_a_server_that_dies_in_any_phase_pauses_the_cell_and_nothing_is_made_up(
-    random_flux, tmp_path, zygote, calls: int, left: int
+    random_flux, tmp_path, zygote, whole, calls: int, left: int
 ):
     suite = served(Mortal(calls), random_flux, tmp_path, zygote)
     assert rows(suite) == left
     assert errors(suite)[0].startswith("paused: soft of http://127.0.0.1:")
     assert "(status 503: its machine is down)" in errors(suite)[0]
-    again = served(Soft(), random_flux, tmp_path, zygote)
-    whole = served(Soft(), random_flux, tmp_path / "whole", zygote)
-    assert facts(again) == facts(whole)
+    assert facts(served(Soft(), random_flux, tmp_path, zygote)) == facts(whole[1])
 
 
 def test_every_cell_of_a_dead_server_is_paused(random_flux, tmp_path, zygote):
@@ -178,8 +183,7 @@ def test_a_server_of_other_weights_is_no_way_to_go_on(random_flux, tmp_path, zyg
 
 
 @pytest.mark.parametrize("calls", [1, 5, 9])
-def test_two_processes_stop_together_and_go_on_together(random_flux, tmp_path, zygote, calls: int):
+def test_two_processes_stop_together_and_go_on_together(random_flux, tmp_path, zygote, whole, calls: int):
     suite = served(Mortal(calls), random_flux, tmp_path, zygote, processes=2)
     assert errors(suite)[0].startswith("paused: soft of http://127.0.0.1:")
-    again = served(Soft(), random_flux, tmp_path, zygote, processes=2)
-    assert facts(again) == facts(served(Soft(), random_flux, tmp_path / "whole", zygote, processes=2))
+    assert facts(served(Soft(), random_flux, tmp_path, zygote, processes=2)) == facts(whole[2])
