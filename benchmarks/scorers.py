@@ -65,6 +65,7 @@ def written(name: str, weights: str, batch: int) -> str:
 
 def main() -> None:
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scorer", action="append", help="may be repeated; default: all but remote ones")
     parser.add_argument("--weights", help="a folder of real ones, of one scorer (default: tiny, made on the spot)")
@@ -86,7 +87,7 @@ def main() -> None:
             scorers = [ready(looked_at(written(name, args.weights or place, b), load("rewards"))) for b in batches]
             rates = [args.count / seconds(scorer, args) for scorer in scorers]
             faster = "" if name in RULES else f"{max(rates) / rates[0]:.2g} ×"
-            print(f"| `{name}` | " + " | ".join(f"{rate:.3g}/s" for rate in rates) + f" | {faster} |", flush=True)
+            print(f"| `{name}` | " + " | ".join(f"{rate:,.0f}/s" for rate in rates) + f" | {faster} |", flush=True)
 
 
 if __name__ == "__main__":
