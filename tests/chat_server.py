@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+from hosted import hosted
 from PIL import Image
 
 MODEL = "judge"
@@ -57,15 +58,9 @@ class ChatServer:
 
     @contextmanager
     def running(self, port: int = 0) -> Iterator[ChatServer]:
-        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        self.url = f"http://127.0.0.1:{server.server_port}/v1"
-        try:
+        with hosted(_handler(self), port) as address:
+            self.url = f"{address}/v1"
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
 
 
 def text_of(request: dict[str, Any]) -> str:

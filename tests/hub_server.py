@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hosted import hosted
 
 LARGE = (".safetensors", ".bin", ".parquet", ".pt", ".ckpt")
 """Files that a hub keeps outside git, as "LFS": known by their SHA-256."""
@@ -108,17 +108,8 @@ class HubServer:
     def hosting(cls) -> Iterator[HubServer]:
         """Run a hub in a thread, on a free port of this machine."""
         hub = cls()
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))
-        server.daemon_threads = True
-        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
+        with hosted(type("Handler", (Handler,), {"hub": hub})) as hub.url:
             yield hub
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 def files_of(folder: Path) -> list[str]:

@@ -16,6 +16,8 @@ from bench.scorers.tiny import make
 
 SIZES = [(512, 512), (720, 480), (480, 832), (100, 60), (224, 224), (225, 97)]
 """Height and width; where the last is padded or cropped to a square, the two sides of it differ by a pixel."""
+MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+"""CLIP's, of RGB in [0, 1]."""
 PROMPTS = ["a cat", "a dog\u2019s \u201cdinner\u201d", "a cat", "Tom &amp; Jerry", "caf\u00e9 " * 90, ""]
 
 

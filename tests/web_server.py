@@ -6,8 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from hosted import hosted
 
 
 @dataclass(kw_only=True)
@@ -35,18 +37,11 @@ class WebServer:
     def hosting(cls) -> Iterator[WebServer]:
         """Run a server in a thread, on a free port of this machine."""
         web = cls()
-        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"web": web}))
-        server.daemon_threads = True
-        web.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        try:
-            yield web
-        finally:
-            web.done.set()
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with hosted(type("Handler", (Handler,), {"web": web})) as web.url:
+            try:
+                yield web
+            finally:
+                web.done.set()
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -41,6 +41,8 @@ def taken_for(what: str, file: Path, remedy: str = REMEDY) -> Iterator[None]:
     """Raise RuntimeError, which says that `file` is not `what`, why and what to do, for whatever goes wrong within."""
     try:
         yield
+    except MemoryError:  # says nothing of the file
+        raise
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise RuntimeError(f"{file} is not {what}: {why}; {remedy}") from error

@@ -16,8 +16,10 @@ from open_clip import transform as transforms
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scored import (
+    MEAN,
     PROMPTS,
     SIZES,
+    STD,
     check_a_broken_image_fails_alone,
     check_independence,
     check_wrong_input,
@@ -33,7 +35,6 @@ from rewards.clip import DFN5B, ClipScore
 
 open_clip: Any = library
 made_by: Any = transforms
-MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scored import (
+    MEAN,
     PROMPTS,
     SIZES,
+    STD,
     check_a_broken_image_fails_alone,
     check_independence,
     check_wrong_input,
@@ -23,7 +25,6 @@ from bench.contract import HubFile
 from rewards import hpsv2
 from rewards.hpsv2 import HPSv2
 
-MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 TOKENS = {
     "a dog\u2019s \u201cdinner\u201d": [49406, 320, 1929, 568, 257, 2571, 257, 49407],
     "Tom &amp; Jerry": [49406, 2435, 261, 9164, 49407],

@@ -15,8 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scored import (
+    MEAN,
     PROMPTS,
     SIZES,
+    STD,
     check_a_broken_image_fails_alone,
     check_independence,
     check_wrong_input,
@@ -31,8 +33,6 @@ from bench.scorers import transformers_clip
 from bench.scorers.pixels import eight_bit, pictures
 from rewards import pickscore
 from rewards.pickscore import PickScore
-
-MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 
 
 @pytest.fixture(scope="module")
